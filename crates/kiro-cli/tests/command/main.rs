@@ -1,0 +1,13 @@
+//! The `kiro` command, run as a person and as Docker run it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, where a panic is a failed test"
+)]
+
+mod guard;
+mod pod;
+mod probe;
+mod support;

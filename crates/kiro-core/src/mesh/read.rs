@@ -1,0 +1,263 @@
+//! How is one node of the file read as what its key wants?
+//!
+//! Each reader gives a value that is right, or has told what is wrong, so that the sections in `schema` only say what they want.
+
+use std::time::Duration;
+
+use super::problem::{Found, Path, Place, Read, Reported, nearest};
+use super::tree::{Entry, Node, Value};
+
+/// Longer waits are what `off` is for.
+const DURATION_MAX: Duration = Duration::from_hours(1);
+
+/// A node with the keys that lead to it.
+#[derive(Clone, Copy)]
+pub(super) struct Spot<'n> {
+    /// Its key's place, or its own in a list.
+    pub(super) at: Place,
+    pub(super) path: Path<'n>,
+    node: &'n Node<'n>,
+}
+
+impl<'n> Spot<'n> {
+    /// The file as a whole.
+    pub(super) fn root(node: &'n Node<'n>) -> Self {
+        Self { at: node.at, path: Path::ROOT, node }
+    }
+
+    /// Reports the value.
+    pub(super) fn wrong(
+        &self,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+        found: &mut Found,
+    ) -> Reported {
+        let (value, what) = match &self.node.value {
+            Value::Broken(reported) => return *reported,
+            Value::Empty => ("", "a value is missing".to_owned()),
+            Value::Word { text, .. } => (&**text, what.into()),
+            Value::List(items) if items.is_empty() => ("[]", what.into()),
+            Value::List(_) => ("[…]", what.into()),
+            Value::Map(entries) if entries.is_empty() => ("{}", what.into()),
+            Value::Map(_) => ("{…}", what.into()),
+        };
+        found.report(self.node.at, &self.path, value, what, fix)
+    }
+
+    /// A map with these keys; others are reported and passed over.
+    pub(super) fn fields(&self, known: &[&'static str], fix: &str, found: &mut Found) -> Read<Fields<'n>> {
+        let entries = self.entries(fix, found)?;
+        for entry in entries {
+            if known.contains(&&*entry.key) {
+                continue;
+            }
+            let fix = match nearest(&entry.key, known.iter().copied()) {
+                Some(meant) => format!("write `{meant}` if that was meant, or take the key out"),
+                None => format!("take it out; the keys here are {}", listed(known)),
+            };
+            found.report(entry.at, &self.path.key(&entry.key), &entry.key, "an unknown key", fix);
+        }
+        Ok(Fields { at: self.at, path: self.path, entries })
+    }
+
+    /// A map whose keys are names.
+    pub(super) fn entries(&self, fix: &str, found: &mut Found) -> Read<&'n [Entry<'n>]> {
+        match &self.node.value {
+            Value::Map(entries) => Ok(entries),
+            Value::Empty | Value::Word { .. } | Value::List(_) | Value::Broken(_) => {
+                Err(self.wrong("a map of keys and values is wanted here", fix, found))
+            }
+        }
+    }
+
+    /// The value of an entry of this map.
+    pub(super) fn entry<'s>(&'s self, entry: &'s Entry<'s>) -> Spot<'s> {
+        Spot { at: entry.at, path: self.path.key(&entry.key), node: &entry.node }
+    }
+
+    /// Reads each item of a list that has one at least.
+    pub(super) fn filled_list<T>(
+        &self,
+        fix: &str,
+        found: &mut Found,
+        read: impl FnMut(Spot<'_>, &mut Found) -> Read<T>,
+    ) -> Read<Vec<T>> {
+        match &self.node.value {
+            Value::List(items) if items.is_empty() => Err(self.wrong("the list is empty", fix, found)),
+            Value::Empty | Value::Word { .. } | Value::List(_) | Value::Map(_) | Value::Broken(_) => {
+                self.list(fix, found, read)
+            }
+        }
+    }
+
+    /// Reads each item of a list; every item that is wrong is told.
+    pub(super) fn list<T>(
+        &self,
+        fix: &str,
+        found: &mut Found,
+        mut read: impl FnMut(Spot<'_>, &mut Found) -> Read<T>,
+    ) -> Read<Vec<T>> {
+        let items = match &self.node.value {
+            Value::List(items) => items,
+            Value::Empty | Value::Word { .. } | Value::Map(_) | Value::Broken(_) => {
+                return Err(self.wrong("a list is wanted here", fix, found));
+            }
+        };
+        let read_all: Vec<Read<T>> = items
+            .iter()
+            .enumerate()
+            .map(|(place, node)| read(Spot { at: node.at, path: self.path.index(place), node }, found))
+            .collect();
+        read_all.into_iter().collect()
+    }
+
+    /// Text, in quotes or not.
+    pub(super) fn word(&self, fix: &str, found: &mut Found) -> Read<&'n str> {
+        match &self.node.value {
+            Value::Word { text, .. } => Ok(text),
+            Value::Empty | Value::List(_) | Value::Map(_) | Value::Broken(_) => {
+                Err(self.wrong("a word is wanted here", fix, found))
+            }
+        }
+    }
+
+    /// What must not be in quotes: in YAML those make a number or a truth value a text.
+    fn plain(&self, wanted: &str, fix: &str, found: &mut Found) -> Read<&'n str> {
+        match &self.node.value {
+            Value::Word { text, quoted: false } => Ok(text),
+            Value::Word { quoted: true, .. } => Err(self.wrong(
+                format!("a text where {wanted} is wanted"),
+                format!("{fix}, without quotes"),
+                found,
+            )),
+            Value::Empty | Value::List(_) | Value::Map(_) | Value::Broken(_) => {
+                Err(self.wrong(format!("{wanted} is wanted here"), fix, found))
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&'static str, T)], found: &mut Found) -> Read<T> {
+        let known: Vec<&'static str> = words.iter().map(|(word, _)| *word).collect();
+        let all = listed(&known);
+        let text = self.word(&format!("write one of {all}"), found)?;
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+            return Ok(*value);
+        }
+        let fix = match nearest(text, known) {
+            Some(meant) => format!("write `{meant}`"),
+            None => format!("write one of {all}"),
+        };
+        Err(self.wrong(format!("not one of {all}"), fix, found))
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, found: &mut Found) -> Read<bool> {
+        const FIX: &str = "write true or false";
+        match self.plain("true or false", FIX, found)? {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(self.wrong("neither true nor false", FIX, found)),
+        }
+    }
+
+    /// A port.
+    pub(super) fn port(&self, found: &mut Found) -> Read<u16> {
+        const FIX: &str = "write a number from 1 to 65535";
+        self.plain("a port", FIX, found)?;
+        self.port_if_right().ok_or_else(|| self.wrong("not a port", FIX, found))
+    }
+
+    /// A port, without a word if it is none.
+    pub(super) fn port_if_right(&self) -> Option<u16> {
+        let Value::Word { text, quoted: false } = &self.node.value else { return None };
+        // `parse` alone would take a sign; leading zeros are octal to some readers.
+        let canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+        text.parse().ok().filter(|port| canonical && *port > 0)
+    }
+
+    /// The value of a key, without a word if this is no map.
+    pub(super) fn get<'s>(&'s self, key: &'s str) -> Option<Spot<'s>> {
+        let Value::Map(entries) = &self.node.value else { return None };
+        entries.iter().find(|entry| entry.key == key).map(|entry| self.entry(entry))
+    }
+
+    /// A number of milliseconds, seconds or minutes; none for `off`.
+    pub(super) fn duration(&self, found: &mut Found) -> Read<Option<Duration>> {
+        const FIX: &str =
+            "write a whole number with `ms`, `s` or `m` behind it, like `2s`, from 1ms to 60m; or `off`";
+        let text = self.word(FIX, found)?;
+        if text == "off" {
+            return Ok(None);
+        }
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number = text.strip_suffix(unit).and_then(|digits| digits.parse::<u64>().ok());
+        let milliseconds = match unit {
+            "ms" => Some(1),
+            "s" => Some(1000),
+            "m" => Some(60_000),
+            _ => None,
+        };
+        let (Some(number), Some(milliseconds)) = (number, milliseconds) else {
+            return Err(self.wrong("not a duration", FIX, found));
+        };
+        let duration = Duration::from_millis(number.saturating_mul(milliseconds));
+        if duration.is_zero() {
+            return Err(self.wrong("no time at all", FIX, found));
+        }
+        if duration > DURATION_MAX {
+            return Err(self.wrong("longer than an hour", FIX, found));
+        }
+        Ok(Some(duration))
+    }
+}
+
+/// The entries of a map whose keys are known.
+pub(super) struct Fields<'n> {
+    at: Place,
+    path: Path<'n>,
+    entries: &'n [Entry<'n>],
+}
+
+impl Fields<'_> {
+    /// The value of a key.
+    pub(super) fn get<'s>(&'s self, key: &'s str) -> Option<Spot<'s>> {
+        let entry = self.entries.iter().find(|entry| entry.key == key)?;
+        Some(Spot { at: entry.at, path: self.path.key(key), node: &entry.node })
+    }
+
+    /// Reads the value of a key that may be left out.
+    pub(super) fn optional<T>(
+        &self,
+        key: &str,
+        found: &mut Found,
+        read: impl FnOnce(Spot<'_>, &mut Found) -> Read<T>,
+    ) -> Read<Option<T>> {
+        self.get(key).map(|spot| read(spot, found)).transpose()
+    }
+
+    /// Reads the value of a key that must be there.
+    pub(super) fn required<T>(
+        &self,
+        key: &str,
+        fix: &str,
+        found: &mut Found,
+        read: impl FnOnce(Spot<'_>, &mut Found) -> Read<T>,
+    ) -> Read<T> {
+        match self.get(key) {
+            Some(spot) => read(spot, found),
+            None => Err(self.lacks(&format!("the key `{key}` is missing"), fix, found)),
+        }
+    }
+
+    /// Reports that something is not there.
+    pub(super) fn lacks(&self, what: &str, fix: &str, found: &mut Found) -> Reported {
+        found.report(self.at, &self.path, "", what, fix)
+    }
+}
+
+/// Words for a sentence: `a`, `b`, `c`.
+fn listed(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    quoted.join(", ")
+}

@@ -1,0 +1,292 @@
+//! The mesh file, right and wrong: each test is a file and what is read from it or said of it.
+
+use super::*;
+
+/// The file of the design, without the key `retries`.
+const SAMPLE: &str = r#"
+trust_domain: kiro.mesh
+signatures: required
+services:
+  dashboard:
+    app: { port: 8001, tls: mutual }
+    ingress: { port: 8080, tls_port: 8443 }
+  profile:
+    app: { port: 8002, tls: mutual }
+    traffic: { timeout: 2s }
+  auth:
+    app: { port: 8003, tls: mutual }
+allow:
+  - { from: ingress, to: dashboard }
+  - { from: dashboard, to: profile, methods: [GET], paths: ["/profiles/*"] }
+  - { from: dashboard, to: auth }
+  - { from: profile, to: auth, methods: [POST], paths: [/verify] }
+"#;
+
+fn name(text: &str) -> ServiceName {
+    ServiceName::parse(text).unwrap()
+}
+
+/// Checks what is said of a file; lines are counted from the one after the opening quote.
+#[track_caller]
+fn check(text: &str, expected: &str) {
+    let text = text.strip_prefix('\n').unwrap_or(text);
+    let problems = parse(text).expect_err("the file should be refused");
+    assert_eq!(problems.to_string().trim(), expected.trim(), "\n{problems}\n");
+}
+
+#[test]
+fn the_sample_is_read() {
+    let mesh = parse(SAMPLE).unwrap();
+    assert_eq!(mesh.trust_domain.as_str(), "kiro.mesh");
+    assert_eq!((mesh.signatures, mesh.mode), (Signatures::Required, Mode::Enforce));
+    let services: Vec<_> = mesh.services.keys().map(ServiceName::as_str).collect();
+    assert_eq!(services, ["auth", "dashboard", "profile"]);
+    let dashboard = &mesh.services["dashboard"];
+    assert_eq!(dashboard.app, App { port: 8001, tls: AppTls::Mutual, protocol: Protocol::Http1 });
+    let ingress =
+        Ingress { port: Some(8080), tls_port: Some(8443), names: Vec::new(), trust_forwarded: false };
+    assert_eq!(dashboard.ingress, Some(ingress));
+    assert_eq!(dashboard.traffic.timeout, Timeout::After(Duration::from_secs(15)));
+    assert_eq!(mesh.services["profile"].traffic.timeout, Timeout::After(Duration::from_secs(2)));
+    let lines: Vec<_> = mesh.allow.iter().map(|line| (line.from.clone(), line.to.as_str())).collect();
+    let service = |text| Source::Service(name(text));
+    let expected = [
+        (Source::Ingress, "dashboard"),
+        (service("dashboard"), "profile"),
+        (service("dashboard"), "auth"),
+        (service("profile"), "auth"),
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(mesh.allow[1].methods, Some(vec!["GET".to_owned()]));
+    assert_eq!(mesh.allow[1].paths, Some(vec![PathPattern::parse("/profiles/*").unwrap()]));
+    assert_eq!((&mesh.allow[2].methods, &mesh.allow[2].paths), (&None, &None));
+}
+
+#[test]
+fn every_key_is_read() {
+    let mesh = parse(
+        r#"%YAML 1.2
+---
+trust_domain: "other_mesh-1"
+signatures: off
+mode: audit
+services:
+  web:
+    app:
+      port: 1
+      tls: none
+      protocol: http1
+    ingress:
+      tls_port: 65535
+      names: [www.example.com, 'shop.example']
+      trust_forwarded: true
+    traffic:
+      timeout: off
+    endpoints: ["127.0.0.1:15006", "[::1]:443"]
+    metrics: open
+  "db":
+    app: { port: 5432, protocol: tcp }
+    traffic: { timeout: 250ms }
+    metrics: closed
+allow:
+- from: ingress
+  to: web
+- { from: web, to: db }
+...
+"#,
+    )
+    .unwrap();
+    assert_eq!((mesh.signatures, mesh.mode), (Signatures::Off, Mode::Audit));
+    let web = Service {
+        app: App { port: 1, tls: AppTls::None, protocol: Protocol::Http1 },
+        ingress: Some(Ingress {
+            port: None,
+            tls_port: Some(65535),
+            names: vec!["www.example.com".to_owned(), "shop.example".to_owned()],
+            trust_forwarded: true,
+        }),
+        traffic: Traffic { timeout: Timeout::Off },
+        endpoints: vec!["127.0.0.1:15006".parse().unwrap(), "[::1]:443".parse().unwrap()],
+        metrics: Metrics::Open,
+    };
+    assert_eq!(mesh.services["web"], web);
+    let db = Service {
+        app: App { port: 5432, tls: AppTls::None, protocol: Protocol::Tcp },
+        ingress: None,
+        traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)) },
+        endpoints: Vec::new(),
+        metrics: Metrics::Closed,
+    };
+    assert_eq!(mesh.services["db"], db);
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    for allow in ["", "allow:\n  []\n"] {
+        let mesh = parse(&format!("trust_domain: d\nservices: {{ a: {{ app: {{ port: 80 }} }} }}\n{allow}"))
+            .unwrap();
+        assert_eq!((mesh.signatures, mesh.mode), (Signatures::Required, Mode::Enforce));
+        assert_eq!(mesh.allow, []);
+        let service = &mesh.services["a"];
+        assert_eq!(service.app, App { port: 80, tls: AppTls::None, protocol: Protocol::Http1 });
+        assert_eq!(service.traffic.timeout, Timeout::After(Duration::from_secs(15)));
+        assert_eq!((service.metrics, &service.ingress, service.endpoints.len()), (Metrics::Closed, &None, 0));
+    }
+}
+
+/// Each change to the sample in `refused.txt` is refused with the words that stand below it. A line `- …` is a text that stands
+/// once in the sample, `+ …` is what replaces it. With `UPDATE_EXPECTED=1` the words are written anew.
+#[test]
+fn what_is_wrong_is_told_with_line_path_value_and_fix() {
+    let fixtures = include_str!("refused.txt");
+    let sample = SAMPLE.trim_start();
+    let mut rewritten = Vec::new();
+    let mut cases = 0;
+    for block in fixtures.trim_end().split("\n\n") {
+        if block.starts_with('#') {
+            rewritten.push(block.to_owned());
+            continue;
+        }
+        let lines = |sign: &str| -> Vec<&str> {
+            let rest =
+                |line: &'static str| Some(line.strip_prefix(sign)?.strip_prefix(' ').unwrap_or_default());
+            block.lines().filter_map(rest).collect()
+        };
+        let (from, to) = (lines("-").join("\n"), lines("+").join("\n"));
+        assert_eq!(sample.matches(&from).count(), 1, "`{from}` should stand once in the sample");
+        let told = match parse(&sample.replace(&from, &to)) {
+            Ok(_) => "accepted".to_owned(),
+            Err(problems) => problems.to_string(),
+        };
+        let change = block.lines().take_while(|line| line.starts_with(['-', '+']));
+        let change: String = change.flat_map(|line| [line, "\n"]).collect();
+        rewritten.push(change + &told);
+        cases += 1;
+    }
+    let rewritten = rewritten.join("\n\n") + "\n";
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/mesh/refused.txt"), &rewritten).unwrap();
+    } else {
+        for (told, expected) in rewritten.split("\n\n").zip(fixtures.split("\n\n")) {
+            assert_eq!(told.trim_end(), expected.trim_end(), "\n{told}\n");
+        }
+    }
+    assert!(cases > 100, "{cases} cases are left");
+    assert!(!rewritten.contains("accepted"), "{rewritten}");
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_files_order() {
+    check(
+        r#"
+trust_domian: kiro.mesh
+signatures: maybe
+services:
+  Profile:
+    app: { port: 99999, tls: yes }
+  auth:
+    app: { port: 15001 }
+    traffic: { timeout: 0s, retries: 2 }
+  dashboard:
+    ingress: { names: [WWW.example.com] }
+allow:
+  - { from: dashbord, to: auth, methods: [get], paths: [verify] }
+  - { from: Profile, to: auth }
+  - { to: auth }
+"#,
+        r#"
+line 1, column 1: trust_domian: `trust_domian`: an unknown key
+  fix: write `trust_domain` if that was meant, or take the key out
+line 1, column 1: the key `trust_domain` is missing
+  fix: add `trust_domain: kiro.mesh`, or a name that no other mesh of yours has
+line 2, column 13: signatures: `maybe`: not one of `required`, `off`
+  fix: write one of `required`, `off`
+line 4, column 3: services.Profile: `Profile`: not a service's name
+  fix: the name has 'P': write it with the letters a to z, digits and hyphens alone
+line 5, column 18: services.Profile.app.port: `99999`: not a port
+  fix: write a number from 1 to 65535
+line 5, column 30: services.Profile.app.tls: `yes`: not one of `none`, `mutual`
+  fix: write one of `none`, `mutual`
+line 7, column 18: services.auth.app.port: `15001`: a port that the sidecar's outbound listener has already
+  fix: choose another one that is free in the pod
+line 8, column 25: services.auth.traffic.timeout: `0s`: no time at all
+  fix: write a whole number with `ms`, `s` or `m` behind it, like `2s`, from 1ms to 60m; or `off`
+line 8, column 29: services.auth.traffic.retries: `retries`: an unknown key
+  fix: take it out; the keys here are `timeout`
+line 9, column 3: services.dashboard: the key `app` is missing
+  fix: add `app: { port: 8080 }`, with the port of the application
+line 10, column 5: services.dashboard.ingress: the ingress has no port
+  fix: write `port: 8080` for HTTP, `tls_port: 8443` for TLS, or both
+line 10, column 5: services.dashboard.ingress: an ingress that no line of `allow` opens
+  fix: add the line `- { from: ingress, to: dashboard }` to `allow`, or take the ingress out
+line 10, column 24: services.dashboard.ingress.names[0]: `WWW.example.com`: not a bare DNS name
+  fix: write `www.example.com`
+line 12, column 13: allow[0].from: `dashbord`: no service of this mesh
+  fix: write `dashboard` if that was meant, or add the service under `services`
+line 12, column 43: allow[0].methods[0]: `get`: a method in lower case
+  fix: write `GET`: methods are compared as they are
+line 12, column 57: allow[0].paths[0]: `verify`: not a path pattern
+  fix: the pattern does not start with `/`: put one before it
+line 14, column 5: allow[2]: the key `from` is missing
+  fix: add `from: ` and a service, or `from: ingress`
+"#,
+    );
+}
+
+#[test]
+fn control_characters_are_refused_where_they_stand() {
+    // The parser would take NUL for the end of the file, and every line after it would be lost.
+    for (character, shown) in
+        [('\0', "\\0"), ('\u{1b}', "\\u{1b}"), ('\u{7f}', "\\u{7f}"), ('\u{85}', "\\u{85}")]
+    {
+        let text = format!("trust_domain: d\nservices: # {character}\n  a: {{ app: {{ port: 80 }} }}\n");
+        let what = "a control character, which YAML does not allow\n  fix: take it out";
+        check(&text, &format!("line 2, column 13: `{shown}`: {what}"));
+    }
+}
+
+#[test]
+fn a_file_without_a_mesh_is_empty() {
+    let fix = "fix: start with `trust_domain: kiro.mesh` and a map `services:`";
+    for text in ["", "# nothing", "---", "~", "--- # nothing\n...\n", "\u{feff}"] {
+        check(text, &format!("line 1, column 1: the file is empty\n  {fix}"));
+    }
+    check("mesh", &format!("line 1, column 1: `mesh`: a map of keys and values is wanted here\n  {fix}"));
+}
+
+#[test]
+fn what_is_not_closed_is_told_at_the_end_of_the_file() {
+    let Problems(problems) = parse("a: 1\nservices: { b: 2").expect_err("not closed");
+    let places: Vec<_> =
+        problems.iter().map(|problem| (problem.line, problem.column, problem.value.as_str())).collect();
+    assert_eq!(places, [(2, 17, "services: { b: 2")]);
+}
+
+#[test]
+fn a_large_file_is_not_read() {
+    let sample = SAMPLE.trim_start();
+    let text = format!("{sample}{}", "#".repeat(tree::FILE_BYTES_MAX - sample.len()));
+    assert_eq!(text.len(), tree::FILE_BYTES_MAX);
+    assert!(parse(&text).is_ok());
+    let fix = "check that it is the mesh file, and split the mesh if it is";
+    check(
+        &format!("{text}#"),
+        &format!("line 1, column 1: the file has 1048577 bytes, more than 1048576\n  fix: {fix}"),
+    );
+}
+
+#[test]
+fn depth_is_bounded_before_anything_recurses() {
+    for text in ["[".repeat(500_000), "- ".repeat(500_000), "{ a: ".repeat(200_000), "? ".repeat(500_000)] {
+        let Problems(problems) = parse(&text).expect_err("too deep");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+}
+
+#[test]
+fn a_file_of_nothing_but_mistakes_is_told_in_short() {
+    let lines: String = (0..20_000).map(|line| format!("{line}: x\n")).collect();
+    let Problems(problems) = parse(&lines).expect_err("all keys are unknown");
+    assert_eq!(problems.len(), 101);
+    assert_eq!(problems.last().unwrap().what, "19902 more problems are left out");
+}

@@ -1,0 +1,118 @@
+//! How are the sidecars of any mesh file started in one process?
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use kiro_core::identity::ServiceName;
+use kiro_core::mesh::Mesh;
+use kiro_pki::{MemoryPki, PkiError};
+use kiro_proxy::{Listen, MeshSource, PEER_PORT, Settings, Sidecar, StartError, read_mesh};
+use kiro_telemetry::log::{Format, LogSink};
+use kiro_telemetry::trace::Tracing;
+use kiro_tls::{IngressFiles, Material, SidecarFiles, SidecarSource};
+
+/// Why a mesh does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// A sidecar does not start.
+    #[error("{service}: {error}")]
+    Sidecar {
+        /// Whose.
+        service: ServiceName,
+        /// Why.
+        error: StartError,
+    },
+    /// The mesh file can't be used.
+    #[error("{0}")]
+    Mesh(#[from] StartError),
+    /// Certificates can't be made.
+    #[error("{0}")]
+    Pki(#[from] PkiError),
+    /// The mesh file has a service for which no place was given.
+    #[error("no addresses were given for `{0}`")]
+    NoPlace(ServiceName),
+}
+
+/// What a mesh is started with.
+pub struct MeshOptions<'a> {
+    /// The mesh file. Each service's `endpoints` must be the inbound address of its place.
+    pub mesh: MeshSource,
+    /// What each sidecar binds.
+    pub places: BTreeMap<ServiceName, Listen>,
+    /// Where lines go.
+    pub log: LogSink,
+    /// How they are written.
+    pub log_format: Format,
+    /// Where each sidecar's spans go.
+    pub tracing: &'a dyn Fn(&ServiceName) -> Tracing,
+    /// Threads of each sidecar.
+    pub workers: usize,
+    /// How long a stop may take.
+    pub drain_timeout: Duration,
+}
+
+/// Sidecars that run, and the authority that made their identities.
+#[derive(Debug)]
+pub struct LocalMesh {
+    /// The mesh file as it was at start.
+    pub mesh: Mesh,
+    /// Every identity of the mesh; tests have its authority mint more.
+    pub pki: MemoryPki,
+    /// The sidecars.
+    pub sidecars: BTreeMap<ServiceName, Sidecar>,
+}
+
+impl LocalMesh {
+    /// Starts a sidecar for each service of the mesh file. They are ready when this returns.
+    pub async fn start(options: MeshOptions<'_>) -> Result<Self, LocalError> {
+        let (_, mesh) = read_mesh(&options.mesh)?;
+        let pki = kiro_pki::in_memory(&mesh, SystemTime::now().into())?;
+        let mut sidecars = BTreeMap::new();
+        for (service, files) in &pki.sidecars {
+            let listen = options.places.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
+            let settings = Settings {
+                service: service.clone(),
+                identity: SidecarSource::Memory(sidecar_files(files)),
+                mesh: options.mesh.clone(),
+                listen: listen.clone(),
+                peer_port: PEER_PORT,
+                app_host: [127, 0, 0, 1].into(),
+                workers: options.workers,
+                pod: None,
+                drain_timeout: options.drain_timeout,
+                log_format: options.log_format,
+            };
+            let started = Sidecar::start(settings, (options.tracing)(service), options.log.clone()).await;
+            let sidecar = started.map_err(|error| LocalError::Sidecar { service: service.clone(), error })?;
+            sidecars.insert(service.clone(), sidecar);
+        }
+        Ok(Self { mesh, pki, sidecars })
+    }
+
+    /// Drains all sidecars at once; true where nothing was cut.
+    pub async fn stop(self) -> bool {
+        let stops: Vec<_> = self.sidecars.into_values().map(|sidecar| tokio::spawn(sidecar.stop())).collect();
+        let mut clean = true;
+        for stop in stops {
+            clean &= stop.await.unwrap_or(false);
+        }
+        clean
+    }
+}
+
+/// A sidecar's files, as the sidecar takes them from memory.
+#[must_use]
+pub fn sidecar_files(files: &kiro_pki::SidecarFiles) -> SidecarFiles {
+    SidecarFiles {
+        material: Material {
+            ca_pem: files.ca_pem.clone(),
+            leaf_pem: files.leaf_pem.clone(),
+            key_pem: files.key_pem.clone(),
+        },
+        edges_json: files.edges_json.clone(),
+        ingress: files.ingress.as_ref().map(|ingress| IngressFiles {
+            chain_pem: ingress.chain_pem.clone(),
+            key_pem: ingress.key_pem.clone(),
+        }),
+    }
+}

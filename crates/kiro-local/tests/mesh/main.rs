@@ -1,0 +1,7 @@
+//! Whole meshes in one process: real sockets, TLS, signatures and policy. One story a file.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect")]
+
+mod support;
+
+mod happy;

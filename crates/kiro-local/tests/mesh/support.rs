@@ -1,0 +1,347 @@
+//! A mesh to test: services with sidecars, applications to put behind them, and what was logged.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kiro_core::identity::ServiceName;
+use kiro_local::{LocalMesh, MeshOptions};
+use kiro_proxy::{Addresses, Listen, MeshSource};
+use kiro_telemetry::log::{Format, LogSink};
+use kiro_telemetry::trace::Tracing;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// How long a test waits for something that has to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A mesh file, but for the ports.
+pub(crate) struct Spec {
+    /// Lines at the top: `mode: audit`, `signatures: off`.
+    pub(crate) top: &'static str,
+    /// Each service's name, and what stands in its entry beside `app.port`, which is filled in for `{port}`.
+    pub(crate) services: Vec<(&'static str, &'static str)>,
+    /// The lines below `allow:`.
+    pub(crate) allow: &'static str,
+}
+
+impl Spec {
+    /// `caller` may do anything to `callee`, plain applications.
+    pub(crate) fn pair() -> Self {
+        Self {
+            top: "",
+            services: vec![("caller", "app: { port: {port} }"), ("callee", "app: { port: {port} }")],
+            allow: "  - { from: caller, to: callee }",
+        }
+    }
+}
+
+/// The ports of one service.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) app: u16,
+    pub(crate) inbound: u16,
+}
+
+/// A running mesh.
+pub(crate) struct World {
+    pub(crate) mesh: LocalMesh,
+    pub(crate) ports: BTreeMap<&'static str, Ports>,
+    pub(crate) logs: Logs,
+    spec: Spec,
+    directory: TempDir,
+    apps: Vec<JoinHandle<()>>,
+}
+
+/// Ports that were free a moment ago. They are held until all are chosen, so that none is chosen twice.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let held: Vec<StdListener> = (0..N).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<u16> = held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    ports.try_into().unwrap()
+}
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::new(LOOPBACK, port)
+}
+
+impl World {
+    /// Starts a sidecar for each service.
+    pub(crate) async fn start(spec: Spec) -> Self {
+        Self::start_with(spec, Tracing::off()).await
+    }
+
+    /// The same, with traces.
+    pub(crate) async fn start_with(spec: Spec, tracing: Tracing) -> Self {
+        let ports: BTreeMap<&'static str, Ports> = spec
+            .services
+            .iter()
+            .map(|(name, _)| {
+                let [app, inbound] = free_ports();
+                (*name, Ports { app, inbound })
+            })
+            .collect();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("mesh.yaml"), mesh_text(&spec, spec.allow, &ports)).unwrap();
+        let logs = Logs::default();
+        let sink = LogSink::new(logs.clone(), Format::Json, None).unwrap();
+        let places = ports
+            .iter()
+            .map(|(name, ports)| {
+                let listen =
+                    Listen { outbound: at(0), inbound: at(ports.inbound), ingress: LOOPBACK, admin: at(0), health: at(0) };
+                (ServiceName::parse(name).unwrap(), listen)
+            })
+            .collect();
+        let mesh = LocalMesh::start(MeshOptions {
+            mesh: MeshSource::Directory(directory.path().to_owned()),
+            places,
+            log: sink,
+            log_format: Format::Json,
+            tracing: &|_| tracing.clone(),
+            workers: 1,
+            drain_timeout: Duration::from_secs(2),
+        })
+        .await
+        .unwrap();
+        Self { mesh, ports, logs, spec, directory, apps: Vec::new() }
+    }
+
+    /// Replaces the allow lines; they hold within a second.
+    pub(crate) fn allow(&self, lines: &str) {
+        self.rewrite(&mesh_text(&self.spec, lines, &self.ports));
+    }
+
+    /// Replaces the mesh file, as an editor does.
+    pub(crate) fn rewrite(&self, text: &str) {
+        let new = self.directory.path().join(".new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.mesh_file()).unwrap();
+    }
+
+    /// Where the mesh file is.
+    pub(crate) fn mesh_file(&self) -> PathBuf {
+        self.directory.path().join("mesh.yaml")
+    }
+
+    /// Where a sidecar listens.
+    pub(crate) fn addresses(&self, service: &str) -> &Addresses {
+        self.mesh.sidecars.get(service).unwrap().addresses()
+    }
+
+    /// Puts an application behind a sidecar.
+    pub(crate) async fn app<F, R>(&mut self, service: &str, handler: F)
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(at(self.ports[service].app)).await.unwrap();
+        self.apps.push(tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        let answered = handler(request);
+                        async move { Ok::<_, std::convert::Infallible>(answered.await) }
+                    });
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .with_upgrades()
+                        .await;
+                });
+            }
+        }));
+    }
+
+    /// Puts an application behind a sidecar that records each request's bytes and answers 200.
+    pub(crate) async fn recorder(&mut self, service: &str) -> Recorder {
+        let recorder = Recorder::default();
+        let seen = recorder.clone();
+        self.app(service, move |request: Request<Incoming>| {
+            let seen = seen.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let collected = body.collect().await;
+                let whole = collected.is_ok();
+                let body = collected.map(|collected| collected.to_bytes()).unwrap_or_default();
+                seen.0.lock().unwrap().push(Recorded { head, body, whole });
+                Response::new(Full::new(Bytes::from_static(b"recorded")))
+            }
+        })
+        .await;
+        recorder
+    }
+
+    /// Sends bytes to a caller's outbound port and reads until the connection ends or nothing comes for a while.
+    pub(crate) async fn raw_outbound(&self, service: &str, bytes: &[u8]) -> String {
+        raw(self.addresses(service).outbound, bytes).await
+    }
+
+    /// A GET by absolute form from a service's application.
+    pub(crate) async fn get(&self, service: &str, url: &str) -> Answer {
+        let request = format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        Answer::parse(&self.raw_outbound(service, request.as_bytes()).await)
+    }
+
+    /// Ends the mesh.
+    pub(crate) async fn stop(self) -> bool {
+        let clean = self.mesh.stop().await;
+        for app in self.apps {
+            app.abort();
+        }
+        clean
+    }
+}
+
+fn mesh_text(spec: &Spec, allow: &str, ports: &BTreeMap<&'static str, Ports>) -> String {
+    let services: String = spec
+        .services
+        .iter()
+        .map(|(name, entry)| {
+            let ports = &ports[name];
+            let entry = entry.replace("{port}", &ports.app.to_string());
+            format!("  {name}: {{ {entry}, endpoints: [\"127.0.0.1:{}\"] }}\n", ports.inbound)
+        })
+        .collect();
+    format!("trust_domain: test.mesh\n{}\nservices:\n{services}allow:\n{allow}\n", spec.top)
+}
+
+/// Sends bytes and reads what comes back until the other end closes, or nothing has come for half a second after something has.
+pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The other end may refuse, and close, before all is written.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let wait = if answer.is_empty() { PATIENCE } else { Duration::from_millis(500) };
+        match tokio::time::timeout(wait, stream.read(&mut buffer)).await {
+            Ok(Ok(count)) if count > 0 => answer.extend_from_slice(&buffer[..count]),
+            _ => break,
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// An answer, as far as tests look at it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// Reads the first answer in a text.
+    #[track_caller]
+    pub(crate) fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        Self { status, headers, body: body.to_owned() }
+    }
+
+    /// A header's value.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Status and reject code.
+    pub(crate) fn verdict(&self) -> (u16, Option<&str>) {
+        (self.status, self.header("x-kiro-reject"))
+    }
+}
+
+/// What a [`World::recorder`] application has seen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recorder(Arc<Mutex<Vec<Recorded>>>);
+
+/// One request as the application saw it.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorded {
+    pub(crate) head: http::request::Parts,
+    pub(crate) body: Bytes,
+    /// Whether the body's end was seen.
+    pub(crate) whole: bool,
+}
+
+impl Recorder {
+    /// All that was seen so far.
+    pub(crate) fn seen(&self) -> Vec<Recorded> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// The one request that was seen.
+    #[track_caller]
+    pub(crate) fn only(&self) -> Recorded {
+        let seen = self.seen();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        seen[0].clone()
+    }
+}
+
+/// The access lines of a mesh.
+#[derive(Clone, Default)]
+pub(crate) struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logs {
+    /// All lines so far.
+    pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
+        let bytes = self.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+    }
+
+    /// Waits for a line that fits.
+    pub(crate) async fn wait_for(&self, what: &str, fits: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let begin = Instant::now();
+        loop {
+            if let Some(line) = self.lines().into_iter().find(|line| fits(line)) {
+                return line;
+            }
+            assert!(begin.elapsed() < PATIENCE, "no line {what} among {:#?}", self.lines());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Waits until a condition holds.
+pub(crate) async fn eventually<F, R>(what: &str, mut holds: F)
+where
+    F: FnMut() -> R,
+    R: Future<Output = bool>,
+{
+    let begin = Instant::now();
+    while !holds().await {
+        assert!(begin.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

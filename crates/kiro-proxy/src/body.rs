@@ -1,0 +1,454 @@
+//! How do bodies move between HTTP/1 and HTTP/2, and where are they counted, hashed and held back?
+//!
+//! [`AppBody`] is what the application receives, [`AnswerBody`] what a client of this sidecar receives; [`send`] moves any body
+//! into an HTTP/2 stream. All of them hold at most a frame or two.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use kiro_core::signature::Verified;
+use sha2::{Digest, Sha256};
+
+use crate::app::AppConnection;
+use crate::exchange::{Exchange, Progress};
+use crate::framing::Turn;
+use crate::headers;
+use crate::inbound::PeerConnection;
+use crate::limits;
+use crate::upstream::pool::Slot;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The HTTP/2 stream was reset or its connection was lost.
+    #[error("the stream was reset: {0}")]
+    Stream(#[from] h2::Error),
+    /// The HTTP/1 side failed.
+    #[error("the message broke off: {0}")]
+    Message(#[from] hyper::Error),
+    /// The trailer signature does not hold.
+    #[error("the body's signature does not hold: {0}")]
+    Signature(&'static str),
+    /// It stood still for too long.
+    #[error("the body stood still for {} s", limits::BODY_IDLE.as_secs())]
+    Idle,
+}
+
+/// A request's body on its way to the application.
+pub(crate) enum AppBody {
+    /// None.
+    Empty,
+    /// Read and checked whole.
+    Full(Option<Bytes>),
+    /// From a peer, without a signature to wait for (`signatures: off`).
+    Plain(PeerBody),
+    /// From a peer, its end held back until the trailer signature has been verified.
+    Verified(Box<VerifiedBody>),
+    /// From an ingress client.
+    Client(ClientBody),
+}
+
+impl Body for AppBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            AppBody::Empty => Poll::Ready(None),
+            AppBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            AppBody::Plain(body) => body.poll(cx),
+            AppBody::Verified(body) => body.poll(cx),
+            AppBody::Client(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AppBody::Empty => true,
+            AppBody::Full(bytes) => bytes.is_none(),
+            AppBody::Plain(body) => body.recv.is_end_stream(),
+            AppBody::Verified(_) => false,
+            AppBody::Client(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AppBody::Empty => SizeHint::with_exact(0),
+            AppBody::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            AppBody::Client(body) => body.incoming.size_hint(),
+            AppBody::Plain(_) | AppBody::Verified(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// A peer's body as it comes.
+pub(crate) struct PeerBody {
+    recv: RecvStream,
+    progress: Rc<Progress>,
+    data_ended: bool,
+}
+
+impl PeerBody {
+    /// Wraps a stream.
+    pub(crate) fn new(recv: RecvStream, progress: Rc<Progress>) -> Self {
+        Self { recv, progress, data_ended: false }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        match ready!(self.recv.poll_data(cx)) {
+            Some(Ok(bytes)) => {
+                // The receiver passes it on at once, so the window opens again at once.
+                let released = self.recv.flow_control().release_capacity(bytes.len());
+                self.progress.moved(bytes.len());
+                Poll::Ready(Some(released.map(|()| bytes).map_err(BodyError::from)))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.data_ended {
+            if let Some(data) = ready!(self.poll_data(cx)) {
+                return Poll::Ready(Some(data.map(Frame::data)));
+            }
+            self.data_ended = true;
+        }
+        let trailers = ready!(self.recv.poll_trailers(cx))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// A peer's body whose trailer signature is verified before its last bytes are let through, so that an application which counts
+/// bytes never sees the end of a body that was changed.
+pub(crate) struct VerifiedBody {
+    body: PeerBody,
+    connection: Rc<PeerConnection>,
+    verified: Verified,
+    hash: Sha256,
+    held: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    outcome: Rc<Cell<Option<&'static str>>>,
+}
+
+impl VerifiedBody {
+    /// Wraps a body; `outcome` gets the code of a signature that does not hold.
+    pub(crate) fn new(
+        body: PeerBody,
+        connection: Rc<PeerConnection>,
+        verified: Verified,
+        outcome: Rc<Cell<Option<&'static str>>>,
+    ) -> Self {
+        let hash = Sha256::new();
+        Self { body, connection, verified, hash, held: None, trailers: None, ended: false, outcome }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.body.data_ended {
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(bytes)) if bytes.is_empty() => {}
+                Some(Ok(bytes)) => {
+                    self.hash.update(&bytes);
+                    if let Some(earlier) = self.held.replace(bytes) {
+                        return Poll::Ready(Some(Ok(Frame::data(earlier))));
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.body.data_ended = true,
+            }
+        }
+        if !self.ended {
+            let trailers = ready!(self.body.recv.poll_trailers(cx))?.unwrap_or_default();
+            self.ended = true;
+            self.verify(trailers)?;
+        }
+        if let Some(last) = self.held.take() {
+            return Poll::Ready(Some(Ok(Frame::data(last))));
+        }
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn verify(&mut self, mut trailers: HeaderMap) -> Result<(), BodyError> {
+        let digest: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
+        if let Err(error) = self.connection.verify_trailers(&self.verified, &digest, &trailers) {
+            self.outcome.set(Some(error.code()));
+            self.held = None;
+            return Err(BodyError::Signature(error.code()));
+        }
+        kiro_core::signature::strip_trailers(&mut trailers);
+        headers::strip_own(&mut trailers);
+        self.trailers = (!trailers.is_empty()).then_some(trailers);
+        Ok(())
+    }
+}
+
+/// An ingress client's body, counted.
+pub(crate) struct ClientBody {
+    incoming: Incoming,
+    progress: Rc<Progress>,
+}
+
+impl ClientBody {
+    /// Wraps a body.
+    pub(crate) fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
+        Self { incoming, progress }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.progress.moved(data.len());
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// An answer's body on its way to a client of this sidecar; it owns the exchange, which ends with it.
+pub(crate) struct AnswerBody {
+    source: Source,
+    exchange: Option<Exchange>,
+    /// The client's next head is looked at once this answer has ended.
+    _turn: Option<Turn>,
+}
+
+enum Source {
+    Fixed(Option<Bytes>),
+    Peer { recv: RecvStream, data_ended: bool, _slot: Slot },
+    App { incoming: Incoming, connection: Option<AppConnection> },
+}
+
+impl AnswerBody {
+    /// An answer of the sidecar's own.
+    pub(crate) fn fixed(text: Bytes, exchange: Option<Exchange>, turn: Option<Turn>) -> Self {
+        let text = (!text.is_empty()).then_some(text);
+        Self { source: Source::Fixed(text), exchange, _turn: turn }
+    }
+
+    /// A peer's answer, which holds its stream.
+    pub(crate) fn peer(recv: RecvStream, slot: Slot, exchange: Exchange, turn: Option<Turn>) -> Self {
+        let source = Source::Peer { recv, data_ended: false, _slot: slot };
+        Self { source, exchange: Some(exchange), _turn: turn }
+    }
+
+    /// The application's answer; its connection goes back to the pool when the body has ended.
+    pub(crate) fn app(
+        incoming: Incoming,
+        connection: AppConnection,
+        exchange: Exchange,
+        turn: Option<Turn>,
+    ) -> Self {
+        // A body without bytes is never polled, so its connection is free at once.
+        let connection = if incoming.is_end_stream() {
+            connection.reuse();
+            None
+        } else {
+            Some(connection)
+        };
+        Self { source: Source::App { incoming, connection }, exchange: Some(exchange), _turn: turn }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Fixed(text) => text.take().map(|text| Ok(Frame::data(text))),
+            Source::Peer { recv, data_ended, .. } => ready!(poll_peer(recv, data_ended, cx)),
+            Source::App { incoming, connection } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx))
+                    .map(|frame| frame.map_err(BodyError::from));
+                if (frame.is_none() || incoming.is_end_stream())
+                    && let Some(connection) = connection.take()
+                {
+                    connection.reuse();
+                }
+                frame
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Some(exchange) = &mut this.exchange
+        {
+            exchange.response_bytes(data.len());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Fixed(text) => text.is_none(),
+            Source::Peer { recv, .. } => recv.is_end_stream(),
+            Source::App { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Fixed(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Peer { recv, .. } if recv.is_end_stream() => SizeHint::with_exact(0),
+            Source::Peer { .. } => SizeHint::default(),
+            Source::App { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+fn poll_peer(
+    recv: &mut RecvStream,
+    data_ended: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    if !*data_ended {
+        match ready!(recv.poll_data(cx)) {
+            Some(Ok(bytes)) => {
+                let released = recv.flow_control().release_capacity(bytes.len());
+                return Poll::Ready(Some(released.map(|()| Frame::data(bytes)).map_err(BodyError::from)));
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            None => *data_ended = true,
+        }
+    }
+    let trailers = ready!(recv.poll_trailers(cx))?;
+    Poll::Ready(trailers.map(|mut trailers| {
+        headers::strip_own(&mut trailers);
+        Ok(Frame::trailers(trailers))
+    }))
+}
+
+/// What a sender does with a body beside moving it.
+pub(crate) trait Watcher {
+    /// Sees each piece of data.
+    fn data(&mut self, bytes: &Bytes);
+    /// Gives the trailers that end the stream; `own` are the body's.
+    fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError>;
+    /// Whether trailers follow in any case, so that the last data can't end the stream.
+    fn always_trailers(&self) -> bool;
+}
+
+/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream.
+pub(crate) async fn send<B>(
+    mut body: B,
+    stream: &mut SendStream<Bytes>,
+    watcher: &mut impl Watcher,
+) -> Result<(), BodyError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    BodyError: From<B::Error>,
+{
+    let mut trailers = None;
+    while let Some(frame) = next_frame(&mut body, stream).await? {
+        match frame.into_data() {
+            Ok(data) => {
+                watcher.data(&data);
+                let last = body.is_end_stream() && !watcher.always_trailers();
+                send_data(stream, data, last, Some(limits::BODY_IDLE)).await?;
+                if last {
+                    return Ok(());
+                }
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    match watcher.trailers(trailers)? {
+        Some(trailers) => stream.send_trailers(trailers)?,
+        None => stream.send_data(Bytes::new(), true)?,
+    }
+    Ok(())
+}
+
+async fn next_frame<B>(
+    body: &mut B,
+    stream: &mut SendStream<Bytes>,
+) -> Result<Option<Frame<Bytes>>, BodyError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    BodyError: From<B::Error>,
+{
+    // The common case is that the frame is there: no timer is made for it.
+    if let Some(ready) = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+        Poll::Ready(frame) => Poll::Ready(Some(frame)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+    {
+        return Ok(ready.transpose()?);
+    }
+    let next = poll_fn(|cx| {
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+            return Poll::Ready(frame.transpose().map_err(BodyError::from));
+        }
+        match stream.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => Poll::Ready(Err(BodyError::Stream(reason.into()))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    tokio::time::timeout(limits::BODY_IDLE, next).await.unwrap_or(Err(BodyError::Idle))
+}
+
+/// Sends data within the peer's window, waiting no longer than `idle` for it to open.
+pub(crate) async fn send_data(
+    stream: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+    idle: Option<Duration>,
+) -> Result<(), BodyError> {
+    if data.is_empty() {
+        return Ok(stream.send_data(data, last)?);
+    }
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let mut capacity = stream.capacity();
+        if capacity == 0 {
+            let granted = poll_fn(|cx| stream.poll_capacity(cx));
+            let granted = match idle {
+                None => granted.await,
+                Some(idle) => tokio::time::timeout(idle, granted).await.map_err(|_| BodyError::Idle)?,
+            };
+            capacity = granted.ok_or(BodyError::Stream(Reason::CANCEL.into()))??;
+        }
+        let piece = data.split_to(capacity.min(data.len()));
+        let ends = last && data.is_empty();
+        stream.send_data(piece, ends)?;
+    }
+    Ok(())
+}

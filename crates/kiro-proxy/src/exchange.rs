@@ -1,0 +1,382 @@
+//! What happened to one request?
+//!
+//! An [`Exchange`] is made when a request's head is read and is recorded exactly once, when it is dropped: one access line, one
+//! count, one span. A client that went away drops the future that holds it, so such requests are recorded as well.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
+
+use http::uri::PathAndQuery;
+use http::{Method, StatusCode, Version, request};
+use kiro_core::identity::ServiceName;
+use kiro_core::policy::{Denial, Verdict};
+use kiro_telemetry::access::AccessRecord;
+use kiro_telemetry::trace::TraceContext;
+
+use crate::reject::{Refused, Reject};
+use crate::spans;
+use crate::state::Snapshot;
+use crate::worker::Worker;
+
+/// Which of the sidecar's listeners a request came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the application.
+    Outbound,
+    /// From another sidecar.
+    Inbound,
+    /// From outside the mesh.
+    Ingress,
+}
+
+impl Direction {
+    /// The word that log and metrics use.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+            Direction::Ingress => "ingress",
+        }
+    }
+}
+
+/// The connection that a request came by.
+#[derive(Debug)]
+pub(crate) struct Via {
+    /// The listener.
+    pub(crate) direction: Direction,
+    /// Who is at the other end; absent for an ingress.
+    pub(crate) caller: Option<ServiceName>,
+    /// How that is known: `mtls`, `mtls-sidecar` (the sidecar's own leaf, of `kiro call`), `loopback`, `none`.
+    pub(crate) caller_proof: &'static str,
+    /// The address at the other end.
+    pub(crate) remote: SocketAddr,
+}
+
+impl Via {
+    /// The caller's name as log and metrics have it.
+    pub(crate) fn caller(&self) -> &str {
+        self.caller.as_ref().map_or("ingress", ServiceName::as_str)
+    }
+}
+
+/// Whom a request is for.
+#[derive(Debug)]
+pub(crate) enum Callee {
+    /// The application beside this sidecar.
+    Own,
+    /// A peer, by its place in [`crate::state::State::peers`].
+    Peer(usize),
+    /// Something that is no service of the mesh.
+    Unknown(Box<str>),
+}
+
+/// How far a body has come; shared between whoever moves it and the exchange.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Bytes moved.
+    pub(crate) bytes: Cell<u64>,
+    /// When the last of them moved.
+    pub(crate) last: Cell<Instant>,
+}
+
+impl Progress {
+    /// A body that has not moved yet.
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { bytes: Cell::new(0), last: Cell::new(Instant::now()) })
+    }
+
+    /// Notes that `bytes` have moved.
+    pub(crate) fn moved(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get().saturating_add(bytes as u64));
+        self.last.set(Instant::now());
+    }
+}
+
+/// One request's record.
+pub(crate) struct Exchange {
+    worker: Rc<Worker>,
+    state: Snapshot,
+    via: Rc<Via>,
+    started: Instant,
+    time: SystemTime,
+    /// When the attempt that is under way began, since each is a span.
+    attempt_started: (Instant, SystemTime),
+    method: Method,
+    target: Option<PathAndQuery>,
+    version: Version,
+    callee: Callee,
+    status: Option<StatusCode>,
+    reject: Option<&'static str>,
+    cause: Cow<'static, str>,
+    signature: &'static str,
+    policy: &'static str,
+    denial: Option<Denial>,
+    request_body: Option<Rc<Progress>>,
+    bytes_out: u64,
+    upstream: Option<SocketAddr>,
+    attempts: u32,
+    trace: TraceContext,
+    websocket: bool,
+}
+
+impl Exchange {
+    /// Begins the record of a request.
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        state: &Snapshot,
+        via: &Rc<Via>,
+        head: &request::Parts,
+        trace: TraceContext,
+    ) -> Self {
+        worker.active.set(worker.active.get() + 1);
+        let (started, time) = (Instant::now(), SystemTime::now());
+        Self {
+            worker: Rc::clone(worker),
+            state: Rc::clone(state),
+            via: Rc::clone(via),
+            started,
+            time,
+            attempt_started: (started, time),
+            method: head.method.clone(),
+            target: head.uri.path_and_query().cloned(),
+            version: head.version,
+            callee: Callee::Own,
+            status: None,
+            reject: None,
+            cause: Cow::Borrowed(""),
+            signature: "none",
+            policy: "none",
+            denial: None,
+            request_body: None,
+            bytes_out: 0,
+            upstream: None,
+            attempts: 0,
+            trace,
+            websocket: false,
+        }
+    }
+
+    /// The state of the mesh under which the request runs from head to end.
+    pub(crate) fn state(&self) -> &Snapshot {
+        &self.state
+    }
+
+    /// The worker that serves the request.
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// The trace that the request is part of.
+    pub(crate) fn trace(&self) -> &TraceContext {
+        &self.trace
+    }
+
+    /// Notes whom the request is for.
+    pub(crate) fn callee(&mut self, callee: Callee) {
+        self.callee = callee;
+    }
+
+    /// Notes that the request is a WebSocket handshake, which policy and log see as GET.
+    pub(crate) fn websocket(&mut self) {
+        self.websocket = true;
+    }
+
+    /// Notes the policy's word.
+    pub(crate) fn policy(&mut self, verdict: Verdict) {
+        (self.policy, self.denial) = match verdict {
+            Verdict::Allowed => ("allowed", None),
+            Verdict::Audited(denial) => ("audited", Some(denial)),
+            Verdict::Denied(denial) => ("denied", Some(denial)),
+        };
+    }
+
+    /// Notes what was found of the signature: `verified`, `signed`, `off`, `refused`.
+    pub(crate) fn signature(&mut self, word: &'static str) {
+        self.signature = word;
+    }
+
+    /// Notes where the request went.
+    pub(crate) fn upstream(&mut self, address: SocketAddr) {
+        self.upstream = Some(address);
+    }
+
+    /// Begins another attempt, whose span is a new one of the same trace.
+    pub(crate) fn attempt(&mut self) {
+        self.attempts += 1;
+        if self.attempts > 1 {
+            self.span(Some("retried"));
+            // A sibling of the attempt before: the same parent, another span.
+            self.trace.span_id = self.worker.tracing.child(&self.trace).span_id;
+            self.attempt_started = (Instant::now(), SystemTime::now());
+        }
+    }
+
+    /// Notes how far the request's body has come, as its mover sees it.
+    pub(crate) fn request_body(&mut self, progress: Rc<Progress>) {
+        self.request_body = Some(progress);
+    }
+
+    /// Notes a body that was read whole.
+    pub(crate) fn request_bytes(&mut self, bytes: usize) {
+        let progress = Progress::new();
+        progress.moved(bytes);
+        self.request_body = Some(progress);
+    }
+
+    /// Notes the answer's status.
+    pub(crate) fn status(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+
+    /// Notes the reject code that a peer's sidecar answered with.
+    pub(crate) fn peer_reject(&mut self, code: &'static str) {
+        self.reject = Some(code);
+        self.cause = Cow::Borrowed("the peer's sidecar said so");
+    }
+
+    /// Notes bytes of the answer's body.
+    pub(crate) fn response_bytes(&mut self, bytes: usize) {
+        self.bytes_out = self.bytes_out.saturating_add(bytes as u64);
+    }
+
+    /// Notes a refusal.
+    pub(crate) fn refused(&mut self, refused: &Refused) {
+        self.reject = Some(refused.reject.code());
+        self.cause = refused.cause.clone();
+        if matches!(refused.reject, Reject::Signature(_)) {
+            self.signature = "refused";
+        }
+        if self.status.is_none() {
+            self.status = Some(refused.reject.status());
+        }
+    }
+
+    /// Notes that an open stream was cut, since the policy no longer allows it.
+    pub(crate) fn cut(&mut self) {
+        self.cause = Cow::Borrowed("cut: the policy no longer allows it");
+        self.policy = "cut";
+    }
+
+    /// Whether the request came from the application.
+    pub(crate) fn is_outbound(&self) -> bool {
+        self.via.direction == Direction::Outbound
+    }
+
+    /// The connection that the request came by.
+    pub(crate) fn via(&self) -> &Rc<Via> {
+        &self.via
+    }
+
+    fn callee_name(&self) -> &str {
+        match &self.callee {
+            Callee::Own => self.state.me.as_str(),
+            Callee::Peer(index) => self.state.peer(*index).map_or("", |peer| peer.name.as_str()),
+            Callee::Unknown(name) => name,
+        }
+    }
+
+    fn method(&self) -> &str {
+        if self.websocket { Method::GET.as_str() } else { self.method.as_str() }
+    }
+
+    /// A client that went away before an answer has no status; 499 is nginx's word for it.
+    fn final_status(&self) -> u16 {
+        self.status.map_or(499, |status| status.as_u16())
+    }
+
+    fn span(&self, reject: Option<&'static str>) {
+        if !self.trace.sampled {
+            return;
+        }
+        spans::record(
+            &self.worker.tracing,
+            &spans::Hop {
+                direction: self.via.direction,
+                trace: &self.trace,
+                start: self.attempt_started.1,
+                duration: self.attempt_started.0.elapsed(),
+                method: self.method(),
+                target: self.target.as_ref(),
+                version: self.version,
+                status: self.final_status(),
+                reject,
+                caller: self.via.caller(),
+                callee: self.callee_name(),
+                trust_domain: self.state.id.trust_domain.as_str(),
+                upstream: self.upstream,
+                resend_count: self.attempts.saturating_sub(1),
+            },
+        );
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.worker.active.set(self.worker.active.get().saturating_sub(1));
+        let status = self.final_status();
+        if self.status.is_none() && self.reject.is_none() {
+            self.cause = Cow::Borrowed("the client went away before an answer");
+        }
+        let duration = self.started.elapsed();
+        let bytes_in = self.request_body.as_ref().map_or(0, |progress| progress.bytes.get());
+        let edge = match self.callee {
+            Callee::Peer(index) => self.state.peer(index).map(|peer| &peer.metrics),
+            Callee::Own => self.state.caller_metrics(self.via.caller.as_ref()),
+            Callee::Unknown(_) => None,
+        };
+        self.worker.metrics.request(
+            edge,
+            self.method(),
+            status,
+            self.reject,
+            duration,
+            bytes_in,
+            self.bytes_out,
+        );
+        let record = AccessRecord {
+            time: self.time,
+            service: self.state.me.as_str(),
+            direction: self.via.direction.as_str(),
+            caller: self.via.caller(),
+            caller_proof: self.via.caller_proof,
+            callee: self.callee_name(),
+            callee_proof: match (self.via.direction, self.upstream) {
+                (Direction::Outbound, Some(_)) => "mtls",
+                (Direction::Inbound | Direction::Ingress, Some(_)) => self.state.app_proof(),
+                (_, None) => "none",
+            },
+            method: self.method(),
+            path: self.target.as_ref().map_or("", PathAndQuery::path),
+            protocol: protocol(self.version),
+            status,
+            reject: self.reject,
+            reject_cause: (!self.cause.is_empty()).then_some(&*self.cause),
+            signature: self.signature,
+            policy: self.policy,
+            policy_denial: self.denial.map(Denial::code),
+            bytes_in,
+            bytes_out: self.bytes_out,
+            duration,
+            upstream: self.upstream,
+            attempts: self.attempts,
+            trace_id: self.trace.trace_id,
+            span_id: self.trace.span_id,
+            sampled: self.trace.sampled,
+        };
+        self.worker.access_line(&record);
+        self.span(self.reject);
+    }
+}
+
+/// The protocol's name by the semantic conventions, with its family.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}

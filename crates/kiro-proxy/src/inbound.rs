@@ -1,0 +1,369 @@
+//! How does a request from another sidecar reach the application?
+//!
+//! ```text
+//! accept ─► mutual TLS ─► h2 ─► admit ─► authorize ─► verify ─► application
+//!                                400       403         401       502, 504
+//! ```
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use kiro_core::identity::ServiceName;
+use kiro_core::mesh::Protocol;
+use kiro_core::policy::Denial;
+use kiro_core::signature::{ConnectionKey, Head, SignatureError, Verified, Verifier};
+use kiro_tls::HandshakeContext;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+use crate::answer;
+use crate::app::{self, AppConnection};
+use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody, Watcher, send};
+use crate::drain::Phase;
+use crate::exchange::{Direction, Exchange, Progress, Via};
+use crate::headers::{self, Kind};
+use crate::limits;
+use crate::proof::{self, BodyRule, Trusted};
+use crate::reject::{Refused, Reject};
+use crate::spans;
+use crate::state::State;
+use crate::tunnel;
+use crate::worker::Worker;
+
+/// A connection from another sidecar, whose identity TLS has proven.
+pub(crate) struct PeerConnection {
+    /// The service at the other end.
+    pub(crate) peer: ServiceName,
+    via: Rc<Via>,
+    caller_value: HeaderValue,
+    verifier: RefCell<Verifier>,
+}
+
+impl PeerConnection {
+    /// Verifies a head's signature; the replay window moves with it.
+    pub(crate) fn verify(
+        &self,
+        head: &Head<'_>,
+        headers: &HeaderMap,
+        now_unix_seconds: u64,
+    ) -> Result<Verified, SignatureError> {
+        self.verifier.borrow_mut().verify(head, headers, now_unix_seconds)
+    }
+
+    /// Verifies the trailer signature of a body.
+    pub(crate) fn verify_trailers(
+        &self,
+        verified: &Verified,
+        digest: &[u8; 32],
+        trailers: &HeaderMap,
+    ) -> Result<(), SignatureError> {
+        self.verifier.borrow().verify_trailers(verified, digest, trailers)
+    }
+}
+
+/// Serves one connection from accept to end.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    let state = worker.snapshot();
+    let context = HandshakeContext {
+        service: state.me.clone(),
+        local: stream.local_addr().ok(),
+        remote: Some(remote),
+        direction: "inbound",
+    };
+    let Some(handshake) = worker.handshake(state.mesh_server.accept(stream, &context)).await else { return };
+    let established = match handshake {
+        Ok(established) => established,
+        Err(error) => {
+            worker.metrics.handshake_failed(error.code());
+            return;
+        }
+    };
+    // The listener requires a certificate, so a handshake without a peer can't come this far.
+    let Some(peer) = established.peer.map(|id| id.service) else { return };
+    let Ok(caller_value) = HeaderValue::from_str(peer.as_str()) else { return };
+    let exporter = kiro_tls::exporter(established.stream.get_ref().1);
+    let keys = exporter.iter().flat_map(|exporter| verifying_keys(&state, &peer, exporter)).collect();
+    let via = Via { direction: Direction::Inbound, caller: Some(peer.clone()), caller_proof: "mtls", remote };
+    let connection = Rc::new(PeerConnection {
+        peer,
+        via: Rc::new(via),
+        caller_value,
+        verifier: RefCell::new(Verifier::new(keys)),
+    });
+    drop(state);
+    http2(worker, connection, established.stream).await;
+}
+
+fn verifying_keys(
+    state: &State,
+    peer: &ServiceName,
+    exporter: &[u8; 32],
+) -> Vec<(kiro_core::signature::KeyId, ConnectionKey)> {
+    state
+        .identity
+        .edges
+        .verifying(peer.as_str())
+        .map(|(keyid, secret)| (keyid.clone(), ConnectionKey::derive(secret, exporter, keyid)))
+        .collect()
+}
+
+async fn http2<S>(worker: Rc<Worker>, connection: Rc<PeerConnection>, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .max_send_buffer_size(limits::SEND_BUFFER)
+        .enable_connect_protocol()
+        .handshake::<_, Bytes>(stream);
+    let Ok(Ok(mut h2)) = tokio::time::timeout(limits::HANDSHAKE, handshake).await else { return };
+    let mut draining = std::pin::pin!(worker.phase.reached(Phase::Draining));
+    let mut told = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = h2.accept() => accepted,
+            () = &mut draining, if !told => {
+                told = true;
+                h2.graceful_shutdown();
+                continue;
+            }
+        };
+        match accepted {
+            Some(Ok((request, respond))) => {
+                spawn_local(stream_story(Rc::clone(&worker), Rc::clone(&connection), request, respond));
+            }
+            Some(Err(error)) => {
+                if !error.is_io() && !error.is_go_away() {
+                    tracing::info!(target: "kiro::inbound", peer = %connection.peer, %error, "connection ended by an error");
+                }
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// One stream, from its head to its end.
+async fn stream_story(
+    worker: Rc<Worker>,
+    connection: Rc<PeerConnection>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let state = worker.snapshot();
+    let (head, body) = request.into_parts();
+    let trace = spans::inside(&worker.tracing, &head.headers);
+    let mut exchange = Exchange::begin(&worker, &state, &connection.via, &head, trace);
+    let request = Request::from_parts(head, body);
+    let answered = {
+        let story = story(&worker, &connection, request, &mut exchange);
+        let mut story = std::pin::pin!(story);
+        // A caller that has gone away resets the stream; dropping the story closes the application's connection at once.
+        let ended = poll_fn(|cx| {
+            use std::task::Poll;
+            if let Poll::Ready(answered) = story.as_mut().poll(cx) {
+                return Poll::Ready(Some(answered));
+            }
+            respond.poll_reset(cx).map(|_| None)
+        });
+        match ended.await {
+            Some(answered) => answered,
+            None => return,
+        }
+    };
+    let sent = match answered {
+        Ok(Answered::Response(response, app)) => relay(response, app, respond, &mut exchange).await,
+        Ok(Answered::Stream(upgrade)) => {
+            tunnel::inbound(&worker, upgrade, respond, exchange).await;
+            return;
+        }
+        Err(refused) => {
+            exchange.refused(&refused);
+            refuse(&refused, respond)
+        }
+    };
+    if let Err(error) = sent {
+        tracing::debug!(target: "kiro::inbound", %error, "answer broke off");
+    }
+}
+
+/// What the story ends with.
+enum Answered {
+    /// An answer to relay.
+    Response(Response<Incoming>, AppConnection),
+    /// Bytes both ways from here on.
+    Stream(tunnel::Accepted),
+}
+
+/// A request's way, top to bottom.
+async fn story(
+    worker: &Rc<Worker>,
+    connection: &Rc<PeerConnection>,
+    request: Request<RecvStream>,
+    exchange: &mut Exchange,
+) -> Result<Answered, Refused> {
+    let admitted = headers::inbound(request, &exchange.state().me)?;
+    if admitted.kind == Kind::WebSocket {
+        exchange.websocket();
+    }
+    let permitted = proof::authorize_peer(connection, admitted, exchange)?;
+    let trusted = proof::verify(permitted, connection, exchange)?;
+    match (trusted.kind(), exchange.state().service.app.protocol) {
+        (Kind::Plain, Protocol::Http1) => {
+            let outgoing = settle_body(trusted, connection, exchange).await?;
+            let (response, app) = app::send(worker, outgoing, exchange).await?;
+            Ok(Answered::Response(response, app))
+        }
+        (Kind::WebSocket, Protocol::Http1) => websocket(worker, connection, trusted, exchange).await,
+        (Kind::Tunnel, Protocol::Tcp) => {
+            Ok(Answered::Stream(tunnel::to_app(worker, trusted, exchange).await?))
+        }
+        (Kind::Tunnel, Protocol::Http1) => Err(Reject::Denied(Denial::TunnelRestricted).into()),
+        (Kind::Plain | Kind::WebSocket, Protocol::Tcp) => Err(Reject::ServiceIsTcp.into()),
+    }
+}
+
+/// Makes of a trusted request's body one that reaches the application only as far as its signature holds.
+async fn settle_body(
+    trusted: Trusted<RecvStream>,
+    connection: &Rc<PeerConnection>,
+    exchange: &mut Exchange,
+) -> Result<app::Outgoing, Refused> {
+    let (trusted, recv, rule) = trusted.take_body();
+    let broken = app::Broken::default();
+    let (body, progress) = match rule {
+        BodyRule::Empty if recv.is_end_stream() => (AppBody::Empty, None),
+        BodyRule::Empty => {
+            return Err(Refused::new(
+                Reject::Signature("signature_digest"),
+                "a body that the signature does not speak of",
+            ));
+        }
+        BodyRule::Unsigned if recv.is_end_stream() => (AppBody::Empty, None),
+        BodyRule::Unsigned => {
+            let progress = Progress::new();
+            (AppBody::Plain(PeerBody::new(recv, Rc::clone(&progress))), Some(progress))
+        }
+        BodyRule::Digest(digest) => {
+            let bytes = read_digested(recv, &digest).await?;
+            exchange.request_bytes(bytes.len());
+            (AppBody::Full(Some(bytes)), None)
+        }
+        BodyRule::Trailers(verified) => {
+            let progress = Progress::new();
+            let body = PeerBody::new(recv, Rc::clone(&progress));
+            let body = VerifiedBody::new(body, Rc::clone(connection), verified, Rc::clone(&broken));
+            (AppBody::Verified(Box::new(body)), Some(progress))
+        }
+    };
+    Ok(app::dress(trusted.with_body(body), exchange, &connection.caller_value, progress, broken))
+}
+
+/// Reads a body whose digest stands in the signed head; nothing of it may pass before it has been compared.
+async fn read_digested(mut recv: RecvStream, digest: &[u8; 32]) -> Result<Bytes, Refused> {
+    let mut whole = BytesMut::new();
+    let reading = async {
+        while let Some(piece) = recv.data().await {
+            let piece = piece.map_err(|error| Refused::new(Reject::UpstreamReset, error.to_string()))?;
+            if whole.len() + piece.len() > limits::DIGEST_BODY_BYTES {
+                return Err(Refused::new(
+                    Reject::Signature("signature_digest"),
+                    format!(
+                        "a body over {} bytes must stream with a trailer signature",
+                        limits::DIGEST_BODY_BYTES
+                    ),
+                ));
+            }
+            let _ = recv.flow_control().release_capacity(piece.len());
+            whole.extend_from_slice(&piece);
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limits::BODY_IDLE, reading).await {
+        Ok(read) => read?,
+        Err(_) => return Err(Refused::new(Reject::RequestTimeout, "the body did not come whole in time")),
+    }
+    let found: [u8; 32] = Sha256::digest(&whole).into();
+    if found != *digest {
+        return Err(Refused::new(
+            Reject::Signature("signature_digest"),
+            "the body is not the one that was signed",
+        ));
+    }
+    Ok(whole.freeze())
+}
+
+async fn websocket(
+    worker: &Rc<Worker>,
+    connection: &Rc<PeerConnection>,
+    trusted: Trusted<RecvStream>,
+    exchange: &mut Exchange,
+) -> Result<Answered, Refused> {
+    let claim = trusted.claim(exchange);
+    let (trusted, recv, _handshake_alone_is_signed) = trusted.take_body();
+    let trusted = trusted.with_body(AppBody::Empty);
+    let outgoing = app::dress(trusted, exchange, &connection.caller_value, None, app::Broken::default());
+    let (response, app) = app::send(worker, outgoing, exchange).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Answered::Response(response, app));
+    }
+    Ok(Answered::Stream(tunnel::upgraded(worker, response, recv, claim).await?))
+}
+
+/// Relays the application's answer to the peer.
+async fn relay(
+    response: Response<Incoming>,
+    app: AppConnection,
+    mut respond: SendResponse<Bytes>,
+    exchange: &mut Exchange,
+) -> Result<(), BodyError> {
+    let (mut head, body) = response.into_parts();
+    head.version = http::Version::HTTP_2;
+    head.extensions.clear();
+    exchange.status(head.status);
+    let ends = http_body::Body::is_end_stream(&body);
+    let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
+    if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }).await {
+        stream.send_reset(Reason::INTERNAL_ERROR);
+        return Err(error);
+    }
+    app.reuse();
+    Ok(())
+}
+
+struct Relay<'a> {
+    exchange: &'a mut Exchange,
+}
+
+impl Watcher for Relay<'_> {
+    fn data(&mut self, bytes: &Bytes) {
+        self.exchange.response_bytes(bytes.len());
+    }
+
+    fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
+        Ok(own.and_then(app::clean_trailers))
+    }
+
+    fn always_trailers(&self) -> bool {
+        false
+    }
+}
+
+/// Answers in the application's place.
+fn refuse(refused: &Refused, mut respond: SendResponse<Bytes>) -> Result<(), BodyError> {
+    let (head, text) = answer::refusal(refused.reject).into_parts();
+    let mut stream = respond.send_response(Response::from_parts(head, ()), false)?;
+    // Where the request's body still comes, h2 resets the stream with NO_ERROR after a whole answer (RFC 9113 8.1).
+    Ok(stream.send_data(text, true)?)
+}

@@ -1,0 +1,155 @@
+//! How does a request from outside the mesh reach the application?
+//!
+//! Like an inbound one, but for its proof: nobody outside has a certificate of the mesh or a key, so the policy's lines for
+//! `ingress` are all that it has to pass, and what it says of its way is replaced.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use kiro_tls::HandshakeContext;
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+use crate::answer;
+use crate::app;
+use crate::body::{AnswerBody, AppBody, ClientBody};
+use crate::exchange::{Direction, Exchange, Progress, Via};
+use crate::framing::Turn;
+use crate::headers::{self, Kind};
+use crate::proof::{self, Trusted};
+use crate::reject::Refused;
+use crate::serve::{self, Front};
+use crate::spans;
+use crate::tunnel;
+use crate::worker::Worker;
+
+/// Serves one connection to the plain port.
+pub(crate) async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    serve::plain(worker, stream, via(remote), Front::Ingress { tls: false }).await;
+}
+
+/// Serves one connection to the TLS port.
+pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    let state = worker.snapshot();
+    let Some(tls) = &state.ingress_server else { return };
+    let context = HandshakeContext {
+        service: state.me.clone(),
+        local: stream.local_addr().ok(),
+        remote: Some(remote),
+        direction: "ingress",
+    };
+    let Some(handshake) = worker.handshake(tls.accept(stream, &context)).await else { return };
+    match handshake {
+        Ok(established) => {
+            drop(state);
+            serve::encrypted(worker, established.stream, via(remote), Front::Ingress { tls: true }).await;
+        }
+        Err(error) => worker.metrics.handshake_failed(error.code()),
+    }
+}
+
+fn via(remote: SocketAddr) -> Rc<Via> {
+    Rc::new(Via { direction: Direction::Ingress, caller: None, caller_proof: "none", remote })
+}
+
+/// Answers one request from outside.
+pub(crate) async fn answer(
+    worker: Rc<Worker>,
+    via: Rc<Via>,
+    tls: bool,
+    request: Request<Incoming>,
+    turn: Option<Turn>,
+) -> Response<AnswerBody> {
+    let state = worker.snapshot();
+    let (head, body) = request.into_parts();
+    let trace = spans::outside(&worker.tracing, &head.headers);
+    let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
+    let request = Request::from_parts(head, body);
+    let answered = Box::pin(story(&worker, &via, tls, request, &mut exchange)).await;
+    match answered {
+        Ok(Answered::Response(response, app)) => {
+            exchange.status(response.status());
+            response.map(|body| AnswerBody::app(body, app, exchange, turn))
+        }
+        Ok(Answered::Stream(response, registered, client)) => {
+            open(worker, response, registered, client, exchange)
+        }
+        Err(refused) => {
+            exchange.refused(&refused);
+            answer::refusal(refused.reject).map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+        }
+    }
+}
+
+/// What the story ends with.
+enum Answered {
+    /// The application's answer.
+    Response(Response<Incoming>, app::AppConnection),
+    /// Bytes both ways from here on.
+    Stream(Response<Incoming>, tunnel::Registered, OnUpgrade),
+}
+
+/// A request's way, top to bottom.
+async fn story(
+    worker: &Rc<Worker>,
+    via: &Via,
+    tls: bool,
+    request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Answered, Refused> {
+    let mut admitted = headers::ingress(request)?;
+    let client = admitted.head.extensions.remove::<OnUpgrade>();
+    if admitted.kind == Kind::WebSocket {
+        exchange.websocket();
+    }
+    if !exchange.state().service.ingress.as_ref().is_some_and(|ingress| ingress.trust_forwarded) {
+        headers::forwarded(&mut admitted.head.headers, via.remote.ip(), tls);
+    }
+    let permitted = proof::authorize_ingress(admitted, exchange)?;
+    let trusted = proof::trust_ingress(permitted);
+    let claim = (trusted.kind() == Kind::WebSocket).then(|| trusted.claim(exchange));
+    let outgoing = outgoing(trusted, exchange);
+    let (response, app) = app::send(worker, outgoing, exchange).await?;
+    match (claim, client) {
+        (Some(claim), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            let registered = worker.tunnels.register(claim, &worker.snapshot())?;
+            Ok(Answered::Stream(response, registered, client))
+        }
+        _ => Ok(Answered::Response(response, app)),
+    }
+}
+
+fn outgoing(trusted: Trusted<Incoming>, exchange: &mut Exchange) -> app::Outgoing {
+    let (trusted, incoming, _unsigned) = trusted.take_body();
+    let (body, progress) = if http_body::Body::is_end_stream(&incoming) {
+        (AppBody::Empty, None)
+    } else {
+        let progress = Progress::new();
+        (AppBody::Client(ClientBody::new(incoming, Rc::clone(&progress))), Some(progress))
+    };
+    let caller = HeaderValue::from_static("ingress");
+    app::dress(trusted.with_body(body), exchange, &caller, progress, app::Broken::default())
+}
+
+/// Answers the client's handshake and joins it with the application.
+fn open(
+    worker: Rc<Worker>,
+    response: Response<Incoming>,
+    registered: tunnel::Registered,
+    client: OnUpgrade,
+    mut exchange: Exchange,
+) -> Response<AnswerBody> {
+    exchange.status(response.status());
+    let answer = tunnel::switching_protocols(response.headers().clone());
+    spawn_local(async move {
+        let Ok(app) = hyper::upgrade::on(response).await else { return };
+        let Ok(client) = client.await else { return };
+        tunnel::join_bytes(&worker, TokioIo::new(client), TokioIo::new(app), &registered, exchange).await;
+    });
+    answer.map(|()| AnswerBody::fixed(Bytes::new(), None, None))
+}

@@ -1,0 +1,43 @@
+//! Kiro's sidecar: what stands beside a service and carries all of its traffic.
+//!
+//! Read [`inbound`](../src/kiro_proxy/inbound.rs.html) and [`outbound`](../src/kiro_proxy/outbound.rs.html) first: each is a
+//! request's way from top to bottom. `sidecar` starts and stops the whole, `worker` is one thread of it.
+//!
+//! This crate can't see `kiro-pki`: a sidecar can't mint an identity.
+
+mod admin;
+mod answer;
+mod app;
+mod attempt;
+mod body;
+mod discover;
+mod drain;
+mod exchange;
+mod headers;
+mod inbound;
+mod ingress;
+mod limits;
+mod listen;
+mod metrics;
+mod outbound;
+mod payload;
+mod pod;
+mod proof;
+mod reject;
+mod route;
+mod serve;
+mod settings;
+mod sidecar;
+mod spans;
+mod state;
+mod tunnel;
+mod upstream;
+mod worker;
+
+pub mod framing;
+
+pub use listen::BindError;
+pub use pod::{PodEvent, watch_pod};
+pub use reject::{CODES, Origin, Reject};
+pub use settings::{Listen, MeshSource, PEER_PORT, Settings, default_workers};
+pub use sidecar::{Addresses, FLUSH, MESH_FILE, Sidecar, StartError, read_mesh};

@@ -1,0 +1,90 @@
+//! Where does each bound of the data path stand, and why is it what it is?
+//!
+//! Every queue, buffer and wait of the sidecar is bounded, and each bound stands here with its reason.
+
+use std::time::Duration;
+
+/// Connections that one worker serves at a time on one listener. Far above what the services of one Compose file open, and
+/// low enough that an abuser's idle connections cost tens of megabytes, not gigabytes.
+pub(crate) const CONNECTIONS_PER_LISTENER: usize = 4096;
+
+/// TLS handshakes that one worker runs at a time: a handshake is the most expensive thing a stranger can ask for.
+pub(crate) const HANDSHAKES_PER_WORKER: usize = 128;
+
+/// How long a TLS handshake may take, from accept or connect on. Ten seconds is what a slow mobile client at the ingress needs.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a client may take over a request head, or over its first bytes, and how long its connection may be idle: the HTTP
+/// library has one timer for both.
+pub(crate) const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a TCP connect to another pod may take. Linkerd's default; a container network answers in microseconds.
+pub(crate) const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long a body may stand still, either way, before its sender is given up.
+pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+
+/// How long a peer is left alone after TLS with it has failed: a certificate does not mend itself between two requests, and a
+/// handshake is the dearest thing to ask for in vain.
+pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// How long a peer may leave data unacknowledged before its connection counts as lost. Longer than a stalled container, shorter
+/// than the minutes after which the kernel gives up by itself.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Bytes of a header block, trailers included. hyper's and h2's default of 16 KiB has broken users of other meshes whose
+/// cookies and tokens are larger.
+pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+
+/// Header fields a request may have: what fits in `HEADER_BYTES` with short names, and what hyper allocates for.
+pub(crate) const HEADER_FIELDS: usize = 256;
+
+/// Bodies up to this size and of known length are held, so that their digest can stand in the signed head.
+pub(crate) const DIGEST_BODY_BYTES: usize = 64 * 1024;
+
+/// Streams that a peer may have open on one connection. One connection a worker carries all requests to a peer, so this is
+/// also the concurrency between two workers.
+pub(crate) const STREAMS_PER_CONNECTION: u32 = 1024;
+
+/// Streams that a client of this sidecar may have open on one connection: what browsers and gRPC libraries are used to.
+pub(crate) const CLIENT_STREAMS: u32 = 256;
+
+/// Requests that may wait for a free stream on one connection before the next one is refused.
+pub(crate) const STREAM_WAITERS: usize = 1024;
+
+/// Flow-control window of a stream: the product of bandwidth and delay on one machine, with room.
+pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+
+/// Flow-control window of a connection: four streams at full speed; it bounds what one peer can make a worker buffer.
+pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Bytes that h2 may hold for sending on one stream.
+pub(crate) const SEND_BUFFER: usize = 256 * 1024;
+
+/// How long an idle connection to the application is kept. Below the five seconds after which Node.js closes one, since a
+/// request sent into a closing connection is lost.
+pub(crate) const APP_IDLE: Duration = Duration::from_secs(4);
+
+/// Idle connections to the application that one worker keeps.
+pub(crate) const APP_IDLE_CONNECTIONS: usize = 256;
+
+/// How often a name is resolved again, whatever the TTL says (Docker's DNS answers with 600 s).
+pub(crate) const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long one lookup may take.
+pub(crate) const RESOLVE: Duration = Duration::from_secs(2);
+
+/// Attempts of one request, the first included: failed connects and streams that the peer surely did not process.
+pub(crate) const ATTEMPTS: u32 = 3;
+
+/// How long a finished access line may wait in a worker's buffer.
+pub(crate) const LOG_FLUSH: Duration = Duration::from_millis(20);
+
+/// Buffer of each direction of a tunnel.
+pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
+
+/// How often the mesh file is looked at. Changes hold within a second; notifications do not cross every kind of mount.
+pub(crate) const FILES_EVERY: Duration = Duration::from_millis(300);
+
+/// Connections that each of the admin listeners serves at a time: people and scrapers, not load.
+pub(crate) const ADMIN_CONNECTIONS: usize = 64;

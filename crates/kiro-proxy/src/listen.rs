@@ -1,0 +1,139 @@
+//! How are ports bound and connections accepted?
+//!
+//! Each worker has a listener of its own for each port (SO_REUSEPORT), so that the kernel spreads connections and workers share
+//! nothing. A port is first bound without that option: else a second process of the same user would take half of the traffic in
+//! silence.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+
+use crate::drain::Phase;
+use crate::limits;
+use crate::worker::Worker;
+
+/// Why a port can't be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: can't listen on {address}: {error}{fix}")]
+pub struct BindError {
+    /// What was to listen.
+    what: &'static str,
+    /// Where.
+    address: SocketAddr,
+    /// The system's word.
+    error: io::Error,
+    /// What to do.
+    fix: &'static str,
+}
+
+impl BindError {
+    fn new(what: &'static str, address: SocketAddr, error: io::Error) -> Self {
+        #[allow(clippy::wildcard_enum_match_arm, reason = "the system has many words, and a fix is known for three")]
+        let fix = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; another process has the port: stop it, or give this one another address"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "; ports below 1024 need a privilege that sidecars do without: use a higher one"
+            }
+            io::ErrorKind::AddrNotAvailable => "; the host has no such address",
+            _ => "",
+        };
+        Self { what, address, error, fix }
+    }
+}
+
+/// Sockets of one port, one for each worker.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    sockets: Vec<std::net::TcpListener>,
+    /// Where they listen; the port is known even where 0 was asked for.
+    pub(crate) address: SocketAddr,
+}
+
+impl Bound {
+    /// Binds a port for `workers` workers.
+    pub(crate) fn new(what: &'static str, address: SocketAddr, workers: usize) -> Result<Self, BindError> {
+        let fail = |error| BindError::new(what, address, error);
+        let probe = socket(address, false).map_err(fail)?;
+        let address = probe.local_addr().map_err(fail)?;
+        drop(probe);
+        let sockets =
+            (0..workers.max(1)).map(|_| socket(address, true)).collect::<io::Result<_>>().map_err(fail)?;
+        Ok(Self { sockets, address })
+    }
+
+    /// Takes the sockets, one for each worker.
+    pub(crate) fn into_sockets(self) -> Vec<std::net::TcpListener> {
+        self.sockets
+    }
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Lets a restarted sidecar bind while connections of its predecessor are in TIME_WAIT; it does not let two listen.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
+}
+
+/// Accepts connections until the sidecar drains (`until`), each in a task of its own.
+pub(crate) async fn accept<F>(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    until: Phase,
+    serve: impl Fn(Rc<Worker>, TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let open = Rc::new(Cell::new(0_usize));
+    let mut ended = std::pin::pin!(worker.phase.reached(until));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut ended => return,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a client that was gone before it was accepted: others still wait.
+                tracing::warn!(target: "kiro::listen", %error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        if open.get() >= limits::CONNECTIONS_PER_LISTENER {
+            worker.metrics.connections_refused.inc();
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        notice_dead_peers(&stream);
+        open.set(open.get() + 1);
+        let served = serve(Rc::clone(&worker), stream, remote);
+        let open = Rc::clone(&open);
+        spawn_local(async move {
+            served.await;
+            open.set(open.get().saturating_sub(1));
+        });
+    }
+}
+
+/// Lets the kernel end connections whose other end is gone without a word: a cut network, a host that lost power.
+pub(crate) fn notice_dead_peers(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(limits::KEEPALIVE).with_interval(limits::KEEPALIVE / 3);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(limits::KEEPALIVE));
+}

@@ -1,0 +1,320 @@
+//! How does an application's request reach a peer?
+//!
+//! ```text
+//! accept ─► (mutual TLS) ─► HTTP ─► admit ─► plan ─► attempts: connect ─► slot ─► sign ─► send
+//!                                    400     404, 403           502, 503   503
+//! ```
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use kiro_core::identity::Role;
+use kiro_core::mesh::Protocol;
+use kiro_tls::HandshakeContext;
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+use crate::answer;
+use crate::app::within;
+use crate::attempt::{Attempts, Failure, Reached};
+use crate::body::AnswerBody;
+use crate::exchange::{Direction, Exchange, Via};
+use crate::framing::Turn;
+use crate::headers::{self, Kind};
+use crate::payload::Payload;
+use crate::reject::{self, Refused, Reject};
+use crate::route::{self, Plan};
+use crate::serve::{self, Front};
+use crate::spans;
+use crate::tunnel;
+use crate::upstream::Upstream;
+use crate::upstream::connect::lost;
+use crate::upstream::pool::Slot;
+use crate::worker::{Worker, unix_seconds};
+
+/// Serves one connection of the application.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    let state = worker.snapshot();
+    let via = |caller_proof| Via {
+        direction: Direction::Outbound,
+        caller: Some(state.me.clone()),
+        caller_proof,
+        remote,
+    };
+    let Some(tls) = &state.loopback_server else {
+        let via = Rc::new(via("loopback"));
+        drop(state);
+        return serve::plain(worker, stream, via, Front::Outbound).await;
+    };
+    let context = HandshakeContext {
+        service: state.me.clone(),
+        local: stream.local_addr().ok(),
+        remote: Some(remote),
+        direction: "outbound",
+    };
+    let Some(handshake) = worker.handshake(tls.accept(stream, &context)).await else { return };
+    match handshake {
+        Ok(established) => {
+            let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);
+            let via = Rc::new(via(if sidecar { "mtls-sidecar" } else { "mtls" }));
+            drop(state);
+            serve::encrypted(worker, established.stream, via, Front::Outbound).await;
+        }
+        Err(error) => worker.metrics.handshake_failed(error.code()),
+    }
+}
+
+/// What the story ends with.
+enum Answered {
+    /// A peer's answer, and the stream slot that it holds.
+    Response(Response<RecvStream>, Slot),
+    /// Bytes both ways from here on.
+    Stream(Stream),
+    /// A tunnel to a service that speaks HTTP: its bytes are read as HTTP again.
+    HttpTunnel(OnUpgrade),
+}
+
+/// An open stream to a peer, and the client's connection that becomes its other end.
+struct Stream {
+    response: Response<RecvStream>,
+    send: h2::SendStream<Bytes>,
+    slot: Slot,
+    registered: tunnel::Registered,
+    client: OnUpgrade,
+    kind: Kind,
+}
+
+/// Answers one request of the application.
+pub(crate) async fn answer(
+    worker: Rc<Worker>,
+    via: Rc<Via>,
+    request: Request<Incoming>,
+    turn: Option<Turn>,
+) -> Response<AnswerBody> {
+    let state = worker.snapshot();
+    let (head, body) = request.into_parts();
+    let trace = spans::inside(&worker.tracing, &head.headers);
+    let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
+    let answered = Box::pin(story(&worker, Request::from_parts(head, body), &mut exchange)).await;
+    match answered {
+        Ok(Answered::Response(response, slot)) => {
+            let (mut head, recv) = response.into_parts();
+            tidy(&mut head.headers, &mut exchange);
+            exchange.status(head.status);
+            Response::from_parts(head, AnswerBody::peer(recv, slot, exchange, turn))
+        }
+        Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
+        Ok(Answered::HttpTunnel(client)) => {
+            exchange.status(StatusCode::OK);
+            spawn_local(serve::tunnelled(worker, client, via));
+            Response::new(AnswerBody::fixed(Bytes::new(), Some(exchange), None))
+        }
+        Err(refused) => {
+            exchange.refused(&refused);
+            answer::refusal(refused.reject).map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+        }
+    }
+}
+
+/// A request's way, top to bottom.
+async fn story(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Answered, Refused> {
+    let mut admitted = headers::outbound(request)?;
+    let client = admitted.head.extensions.remove::<OnUpgrade>();
+    if admitted.kind == Kind::WebSocket {
+        exchange.websocket();
+    }
+    if let (Kind::Tunnel, Some(client)) = (admitted.kind, &client)
+        && let (peer, Protocol::Http1) = route::find(&admitted, exchange)?
+    {
+        // Each request inside names its service and is judged by itself.
+        exchange.callee(crate::exchange::Callee::Peer(peer));
+        return Ok(Answered::HttpTunnel(client.clone()));
+    }
+    let (mut plan, body) = route::plan(admitted, exchange)?;
+    let mut payload = Payload::of(&mut plan, body, exchange).await?;
+    let addresses = addresses(worker, &plan, exchange).await?;
+    let mut attempts = Attempts::new(Rc::clone(&addresses), worker.names.turn(addresses.len()));
+    loop {
+        let address = attempts.next()?;
+        exchange.attempt();
+        match attempt(worker, &plan, &mut payload, address, exchange).await {
+            Ok(Sent { response, send: None, slot }) => return Ok(Answered::Response(response, slot)),
+            Ok(Sent { response, send: Some(send), slot }) => {
+                return accepted(worker, &plan, response, send, slot, client);
+            }
+            Err(failure) => {
+                note(worker, exchange, plan.peer, address, &failure);
+                attempts.settle(failure, payload.is_whole())?;
+            }
+        }
+    }
+}
+
+/// Lets what has failed be known where the next request looks.
+fn note(worker: &Worker, exchange: &Exchange, peer: usize, address: SocketAddr, failure: &Failure) {
+    let Some(peer) = exchange.state().peer(peer) else { return };
+    if matches!(failure.refused.reject, Reject::UpstreamTls(_)) {
+        worker.upstreams.refused(&peer.name, address, &failure.refused);
+    }
+    if failure.reached == Reached::Nobody {
+        worker.names.look_again(&peer.name);
+    }
+}
+
+async fn addresses(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    exchange: &Exchange,
+) -> Result<Rc<[SocketAddr]>, Refused> {
+    let state = Rc::clone(exchange.state());
+    let peer = state.peer(plan.peer).ok_or(Reject::ServiceUnknown)?;
+    worker.names.addresses(worker, peer).await
+}
+
+/// A request that was answered; the sending half stays open where the request became a stream.
+struct Sent {
+    response: Response<RecvStream>,
+    send: Option<h2::SendStream<Bytes>>,
+    slot: Slot,
+}
+
+async fn attempt(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    payload: &mut Payload,
+    address: SocketAddr,
+    exchange: &mut Exchange,
+) -> Result<Sent, Failure> {
+    let state = Rc::clone(exchange.state());
+    let peer = state.peer(plan.peer).ok_or(Failure::nobody(Reject::ServiceUnknown.into()))?;
+    let connecting = async {
+        let upstream = worker.upstreams.connection(worker, &state, plan.peer, address).await?;
+        let slot = upstream.slot().await?;
+        Ok((upstream, slot))
+    };
+    let connected: Option<Result<_, Refused>> = within(peer.timeout, None, connecting).await;
+    let timed_out = || Refused::new(Reject::UpstreamTimeout, "no connection with room for a request in time");
+    let (upstream, slot) = connected.unwrap_or_else(|| Err(timed_out())).map_err(Failure::nobody)?;
+    exchange.upstream(address);
+
+    // From here to `send_request` nothing waits: nonces arrive in the order in which they were given.
+    let mut request = route::request_to(plan, peer).map_err(Failure::nobody)?;
+    spans::propagate(&worker.tracing, exchange.trace(), request.headers_mut());
+    let nonce = sign(&upstream, plan, peer, &mut request, exchange).map_err(Failure::nobody)?;
+    let ends = payload.is_empty() && plan.kind == Kind::Plain;
+    let sent = upstream.sender().send_request(request, ends);
+    let (answer, stream) = sent.map_err(|error| failed(&upstream, &error))?;
+    let (send, progress) = match plan.kind {
+        Kind::WebSocket | Kind::Tunnel => (Some(stream), None),
+        Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange).await),
+    };
+    // A tunnel's answer waits for the peer's application to accept a connection, no longer.
+    match within(peer.timeout, progress.as_deref(), answer).await {
+        None => Err(Failure {
+            refused: payload
+                .failure()
+                .unwrap_or_else(|| Refused::new(Reject::UpstreamTimeout, "the peer did not answer in time")),
+            reached: Reached::MaybeProcessed,
+        }),
+        Some(Err(error)) => Err(match payload.failure() {
+            Some(refused) => Failure { refused, reached: Reached::MaybeProcessed },
+            None => failed(&upstream, &error),
+        }),
+        Some(Ok(response)) => Ok(Sent { response, send, slot }),
+    }
+}
+
+fn sign(
+    upstream: &Upstream,
+    plan: &Plan,
+    peer: &crate::state::Peer,
+    request: &mut Request<()>,
+    exchange: &mut Exchange,
+) -> Result<Option<kiro_core::signature::Nonce>, Refused> {
+    let Some(signer) = upstream.signer() else {
+        exchange.signature("off");
+        return Ok(None);
+    };
+    let method = request.method().clone();
+    let head = kiro_core::signature::Head {
+        method: method.as_str(),
+        authority: peer.name.as_str(),
+        path: if plan.kind == Kind::Tunnel { "/" } else { headers::path_of(&plan.head) },
+        query: if plan.kind == Kind::Tunnel { None } else { plan.head.uri.query() },
+    };
+    let nonce = signer
+        .borrow_mut()
+        .sign(&head, request.headers_mut(), unix_seconds())
+        .map_err(|error| Refused::new(reject::unsignable(&error), error.to_string()))?;
+    exchange.signature("signed");
+    Ok(Some(nonce))
+}
+
+/// What a stream's error means, and whether the peer can have processed the request.
+fn failed(upstream: &Upstream, error: &h2::Error) -> Failure {
+    let refused_stream = error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    // h2 fails with a peer's GOAWAY exactly the streams above its last processed id.
+    let above_last = error.is_remote() && error.is_go_away();
+    if refused_stream || above_last {
+        return Failure { refused: lost(error, None), reached: Reached::NotProcessed };
+    }
+    // A peer that refused our certificate has not read anything.
+    let reached = if upstream.refusal().is_some() { Reached::Nobody } else { Reached::MaybeProcessed };
+    Failure { refused: lost(error, upstream.refusal()), reached }
+}
+
+/// The peer has answered a CONNECT or a WebSocket handshake.
+fn accepted(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    response: Response<RecvStream>,
+    send: h2::SendStream<Bytes>,
+    slot: Slot,
+    client: Option<OnUpgrade>,
+) -> Result<Answered, Refused> {
+    let (Some(client), true) = (client, response.status().is_success()) else {
+        return Ok(Answered::Response(response, slot));
+    };
+    let Some(claim) = plan.claim.clone() else { return Ok(Answered::Response(response, slot)) };
+    let registered = worker.tunnels.register(claim, &worker.snapshot())?;
+    Ok(Answered::Stream(Stream { response, send, slot, registered, client, kind: plan.kind }))
+}
+
+/// Answers the client and joins the two ends once the HTTP library has let go of the client's connection.
+fn open(worker: Rc<Worker>, stream: Stream, mut exchange: Exchange) -> Response<AnswerBody> {
+    let (head, recv) = stream.response.into_parts();
+    let mut headers = head.headers;
+    tidy(&mut headers, &mut exchange);
+    let response = match stream.kind {
+        Kind::WebSocket => tunnel::switching_protocols(headers),
+        Kind::Plain | Kind::Tunnel => Response::new(()),
+    };
+    exchange.status(response.status());
+    spawn_local(async move {
+        // A client that goes away now drops the exchange, which is recorded.
+        let Ok(client) = stream.client.await else { return };
+        tunnel::join(&worker, TokioIo::new(client), (recv, stream.send), &stream.registered, exchange).await;
+        drop(stream.slot);
+    });
+    response.map(|()| AnswerBody::fixed(Bytes::new(), None, None))
+}
+
+/// Cleans a peer's answer and notes whether its sidecar, rather than its application, gave it.
+fn tidy(headers: &mut HeaderMap, exchange: &mut Exchange) {
+    headers::response(headers, true);
+    if let Some(code) =
+        headers.get(&kiro_core::fields::REJECT).and_then(|code| reject::known_code(code.as_bytes()))
+    {
+        exchange.peer_reject(code);
+    }
+}

@@ -1,0 +1,200 @@
+//! How does a request's body travel to a peer: held and signed with the head, or streamed and signed at its end?
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, SendStream};
+use http::header::EXPECT;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use kiro_core::fields;
+use kiro_core::mesh::Signatures;
+use kiro_core::signature::{Nonce, content_digest_value};
+use sha2::{Digest, Sha256};
+use tokio::task::spawn_local;
+
+use crate::body::{BodyError, Watcher, send, send_data};
+use crate::exchange::{Exchange, Progress};
+use crate::headers::Kind;
+use crate::limits;
+use crate::reject::{Refused, Reject};
+use crate::route::Plan;
+use crate::upstream::Upstream;
+
+static CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
+
+/// A request's body.
+pub(crate) enum Payload {
+    /// None, or a stream that becomes a tunnel.
+    Empty,
+    /// Known whole, so that it can be sent again.
+    Held(Bytes),
+    /// Moved as it comes; `None` once it is on its way.
+    Stream(Option<Incoming>, Rc<RefCell<Option<Refused>>>),
+}
+
+impl Payload {
+    /// Decides how a body travels, and reads it where it is to be held. The digest of a held body goes into the head.
+    pub(crate) async fn of(
+        plan: &mut Plan,
+        body: Incoming,
+        exchange: &mut Exchange,
+    ) -> Result<Self, Refused> {
+        if plan.kind != Kind::Plain || body.is_end_stream() {
+            return Ok(Payload::Empty);
+        }
+        let signed = exchange.state().signatures == Signatures::Required;
+        let small = body.size_hint().exact().is_some_and(|length| length <= limits::DIGEST_BODY_BYTES as u64);
+        let headers = &mut plan.head.headers;
+        // An application's own digest stays as it is; the head signs it, and the body is signed at its end.
+        if !small || headers.contains_key(EXPECT) || headers.contains_key(&CONTENT_DIGEST) {
+            if signed {
+                headers.insert(fields::BODY, HeaderValue::from_static(fields::BODY_STREAM));
+            }
+            return Ok(Payload::Stream(Some(body), Rc::default()));
+        }
+        let bytes = hold(body).await?;
+        exchange.request_bytes(bytes.len());
+        if signed {
+            let digest: [u8; 32] = Sha256::digest(&bytes).into();
+            plan.head.headers.insert(CONTENT_DIGEST.clone(), content_digest_value(&digest));
+        }
+        Ok(Payload::Held(bytes))
+    }
+
+    /// Whether there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Payload::Empty)
+    }
+
+    /// Whether it can be sent (again) from its beginning.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Payload::Empty | Payload::Held(_) => true,
+            Payload::Stream(body, _) => body.is_some(),
+        }
+    }
+
+    /// Why a streamed body broke off, where that was the client's doing.
+    pub(crate) fn failure(&self) -> Option<Refused> {
+        match self {
+            Payload::Stream(_, failure) => failure.borrow_mut().take(),
+            Payload::Empty | Payload::Held(_) => None,
+        }
+    }
+
+    /// Puts the body on its way. A streamed one goes on by itself: an answer may come before its end.
+    pub(crate) async fn send(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        nonce: Option<Nonce>,
+        mut stream: SendStream<Bytes>,
+        exchange: &mut Exchange,
+    ) -> Option<Rc<Progress>> {
+        match self {
+            Payload::Empty => None,
+            Payload::Held(bytes) => {
+                // What breaks here breaks the answer as well, which is where it is looked at.
+                let _ = send_data(&mut stream, bytes.clone(), true, Some(limits::BODY_IDLE)).await;
+                None
+            }
+            Payload::Stream(body, failure) => {
+                let body = body.take()?;
+                let progress = Progress::new();
+                exchange.request_body(Rc::clone(&progress));
+                let watcher = Streamed::new(Rc::clone(upstream), nonce, Rc::clone(&progress));
+                spawn_local(stream_body(body, stream, watcher, Rc::clone(failure)));
+                Some(progress)
+            }
+        }
+    }
+}
+
+async fn hold(body: Incoming) -> Result<Bytes, Refused> {
+    let whole = async {
+        let mut body = body;
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| Refused::new(Reject::MessageInvalid, crate::app::error_chain(&error)))?;
+            if let Ok(data) = frame.into_data() {
+                // The common body comes in one piece and is not copied.
+                if whole.is_empty() && body.is_end_stream() {
+                    return Ok(data);
+                }
+                whole.extend_from_slice(&data);
+            }
+        }
+        Ok(whole.freeze())
+    };
+    match tokio::time::timeout(limits::BODY_IDLE, whole).await {
+        Ok(bytes) => bytes,
+        Err(_) => Err(Refused::new(Reject::RequestTimeout, "the body did not come whole in time")),
+    }
+}
+
+async fn stream_body(
+    body: Incoming,
+    mut stream: SendStream<Bytes>,
+    mut watcher: Streamed,
+    failure: Rc<RefCell<Option<Refused>>>,
+) {
+    let Err(error) = send(body, &mut stream, &mut watcher).await else { return };
+    let refused = match &error {
+        // The peer's doing: its answer, or its reset, says what there is to say.
+        BodyError::Stream(_) => return,
+        BodyError::Idle => Refused::new(Reject::RequestTimeout, error.to_string()),
+        BodyError::Message(_) | BodyError::Signature(_) => {
+            Refused::new(Reject::MessageInvalid, crate::app::error_chain(&error))
+        }
+    };
+    *failure.borrow_mut() = Some(refused);
+    stream.send_reset(Reason::CANCEL);
+}
+
+/// Hashes a streamed body and signs its end.
+struct Streamed {
+    upstream: Rc<Upstream>,
+    nonce: Option<Nonce>,
+    progress: Rc<Progress>,
+    hash: Sha256,
+}
+
+impl Streamed {
+    fn new(upstream: Rc<Upstream>, nonce: Option<Nonce>, progress: Rc<Progress>) -> Self {
+        Self { upstream, nonce, progress, hash: Sha256::new() }
+    }
+}
+
+impl Watcher for Streamed {
+    fn data(&mut self, bytes: &Bytes) {
+        self.progress.moved(bytes.len());
+        if self.nonce.is_some() {
+            self.hash.update(bytes);
+        }
+    }
+
+    fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
+        let mut own = own;
+        if let Some(trailers) = &mut own {
+            crate::headers::strip_own(trailers);
+        }
+        let (Some(nonce), Some(signer)) = (self.nonce.take(), self.upstream.signer()) else {
+            return Ok(own.filter(|trailers| !trailers.is_empty()));
+        };
+        let digest: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
+        let mut trailers = own.unwrap_or_default();
+        signer
+            .borrow()
+            .sign_trailers(nonce, &digest, &mut trailers)
+            .map_err(|_| BodyError::Signature("the trailers can't be signed"))?;
+        Ok(Some(trailers))
+    }
+
+    fn always_trailers(&self) -> bool {
+        self.nonce.is_some()
+    }
+}

@@ -1,0 +1,279 @@
+//! Why was a request refused, and what does its caller learn of it?
+//!
+//! [`Reject`] is the data path's only error: a closed enum whose `status`, `code` and `origin` are total functions. The code is
+//! the value of the response's `x-kiro-reject`, the log's field and the metric's label. A caller sees the code alone; the cause
+//! ([`Refused::cause`]) goes to the log.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+use kiro_core::policy::Denial;
+use kiro_core::signature::SignError;
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The request itself can't be served.
+    Client,
+    /// The sidecar can't serve it at the moment.
+    Proxy,
+    /// What stands behind the sidecar failed.
+    Upstream,
+}
+
+/// Every reason for which a sidecar answers in place of the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// The authority is not the name of a service.
+    AuthorityInvalid,
+    /// HTTP/1.1 without Host.
+    HostMissing,
+    /// Several Host fields.
+    HostDuplicate,
+    /// The path holds a dot segment, NUL, a bad escape or bytes outside ASCII.
+    PathInvalid,
+    /// The message could not be read as HTTP.
+    MessageInvalid,
+    /// A header field can't be carried.
+    HeaderInvalid,
+    /// The header block is over its limit.
+    HeadersTooLarge,
+    /// The head, or the body, did not come in time.
+    RequestTimeout,
+    /// An upgrade other than `websocket`.
+    UpgradeUnsupported,
+    /// HTTP for a service that is declared `protocol: tcp`.
+    ServiceIsTcp,
+    /// TLS inside a CONNECT tunnel to an HTTP service.
+    TlsInTunnel,
+    /// The application uses our signature's label.
+    SignatureLabelTaken,
+    /// The request was meant for another service.
+    Misdirected,
+    /// No service of that name in the mesh file.
+    ServiceUnknown,
+    /// A host outside the mesh.
+    HostExternal,
+    /// The policy says no.
+    Denied(Denial),
+    /// The signature does not hold; the code says why.
+    Signature(&'static str),
+    /// No secret for this edge.
+    EdgeSecretMissing,
+    /// Too many requests wait for this peer.
+    QueueFull,
+    /// The name did not resolve.
+    NameUnresolved,
+    /// Nobody accepts connections at the peer's address.
+    UpstreamConnect,
+    /// The TLS handshake with the peer failed; the code says why.
+    UpstreamTls(&'static str),
+    /// The peer ended the stream or the connection without an answer.
+    UpstreamReset,
+    /// The peer did not answer in time.
+    UpstreamTimeout,
+    /// The application does not accept connections.
+    AppConnect,
+    /// The TLS handshake with the application failed.
+    AppTls(&'static str),
+    /// The application closed the connection, or spoke something else than HTTP.
+    AppReset,
+    /// The application did not answer in time.
+    AppTimeout,
+}
+
+impl Reject {
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Reject::AuthorityInvalid
+            | Reject::HostMissing
+            | Reject::HostDuplicate
+            | Reject::PathInvalid
+            | Reject::MessageInvalid
+            | Reject::HeaderInvalid
+            | Reject::UpgradeUnsupported
+            | Reject::ServiceIsTcp
+            | Reject::TlsInTunnel
+            | Reject::SignatureLabelTaken => StatusCode::BAD_REQUEST,
+            Reject::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reject::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Reject::ServiceUnknown => StatusCode::NOT_FOUND,
+            Reject::HostExternal | Reject::Denied(_) => StatusCode::FORBIDDEN,
+            Reject::Signature(_) => StatusCode::UNAUTHORIZED,
+            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::NameUnresolved => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Reject::UpstreamConnect
+            | Reject::UpstreamTls(_)
+            | Reject::UpstreamReset
+            | Reject::AppConnect
+            | Reject::AppTls(_)
+            | Reject::AppReset => StatusCode::BAD_GATEWAY,
+            Reject::UpstreamTimeout | Reject::AppTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// The name of the reason.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Reject::AuthorityInvalid => "authority_invalid",
+            Reject::HostMissing => "host_missing",
+            Reject::HostDuplicate => "host_duplicate",
+            Reject::PathInvalid => "path_invalid",
+            Reject::MessageInvalid => "message_invalid",
+            Reject::HeaderInvalid => "header_invalid",
+            Reject::HeadersTooLarge => "headers_too_large",
+            Reject::RequestTimeout => "request_timeout",
+            Reject::UpgradeUnsupported => "upgrade_unsupported",
+            Reject::ServiceIsTcp => "service_is_tcp",
+            Reject::TlsInTunnel => "tls_in_tunnel",
+            Reject::SignatureLabelTaken => "signature_label_taken",
+            Reject::Misdirected => "misdirected",
+            Reject::ServiceUnknown => "service_unknown",
+            Reject::HostExternal => "host_external",
+            Reject::Denied(denial) => denial.code(),
+            Reject::Signature(code) | Reject::UpstreamTls(code) | Reject::AppTls(code) => code,
+            Reject::EdgeSecretMissing => "edge_secret_missing",
+            Reject::QueueFull => "queue_full",
+            Reject::NameUnresolved => "name_unresolved",
+            Reject::UpstreamConnect => "upstream_connect",
+            Reject::UpstreamReset => "upstream_reset",
+            Reject::UpstreamTimeout => "upstream_timeout",
+            Reject::AppConnect => "app_connect",
+            Reject::AppReset => "app_reset",
+            Reject::AppTimeout => "app_timeout",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn origin(self) -> Origin {
+        match self {
+            Reject::EdgeSecretMissing | Reject::QueueFull => Origin::Proxy,
+            Reject::NameUnresolved
+            | Reject::UpstreamConnect
+            | Reject::UpstreamTls(_)
+            | Reject::UpstreamReset
+            | Reject::UpstreamTimeout
+            | Reject::AppConnect
+            | Reject::AppTls(_)
+            | Reject::AppReset
+            | Reject::AppTimeout => Origin::Upstream,
+            Reject::AuthorityInvalid
+            | Reject::HostMissing
+            | Reject::HostDuplicate
+            | Reject::PathInvalid
+            | Reject::MessageInvalid
+            | Reject::HeaderInvalid
+            | Reject::HeadersTooLarge
+            | Reject::RequestTimeout
+            | Reject::UpgradeUnsupported
+            | Reject::ServiceIsTcp
+            | Reject::TlsInTunnel
+            | Reject::SignatureLabelTaken
+            | Reject::Misdirected
+            | Reject::ServiceUnknown
+            | Reject::HostExternal
+            | Reject::Denied(_)
+            | Reject::Signature(_) => Origin::Client,
+        }
+    }
+}
+
+/// Every code there is: the values of `x-kiro-reject`, of the log's `reject` and of the metric's label.
+pub const CODES: &[&str] = &[
+    "authority_invalid",
+    "host_missing",
+    "host_duplicate",
+    "path_invalid",
+    "message_invalid",
+    "header_invalid",
+    "headers_too_large",
+    "request_timeout",
+    "upgrade_unsupported",
+    "service_is_tcp",
+    "tls_in_tunnel",
+    "signature_label_taken",
+    "misdirected",
+    "service_unknown",
+    "host_external",
+    "policy_no_edge",
+    "policy_method",
+    "policy_path",
+    "policy_ambiguous_path",
+    "policy_tunnel",
+    "signature_missing",
+    "signature_malformed",
+    "signature_duplicate",
+    "signature_unknown_key",
+    "signature_algorithm",
+    "signature_component",
+    "signature_mismatch",
+    "signature_expired",
+    "signature_not_yet_valid",
+    "signature_replayed",
+    "signature_digest",
+    "signature_trailers",
+    "edge_secret_missing",
+    "queue_full",
+    "name_unresolved",
+    "upstream_connect",
+    "upstream_reset",
+    "upstream_timeout",
+    "app_connect",
+    "app_reset",
+    "app_timeout",
+    "tls_no_certificate",
+    "tls_unknown_issuer",
+    "tls_expired",
+    "tls_not_yet_valid",
+    "tls_wrong_identity",
+    "tls_trust_domain",
+    "tls_app_leaf",
+    "tls_version",
+    "tls_alpn",
+    "tls_peer_refused",
+    "tls_closed",
+    "tls_plain_http",
+    "tls_timeout",
+    "tls_other",
+];
+
+/// The code that a peer's sidecar sent, if it is one of ours.
+pub(crate) fn known_code(value: &[u8]) -> Option<&'static str> {
+    CODES.iter().copied().find(|code| code.as_bytes() == value)
+}
+
+/// Why an application's request can't be signed.
+pub(crate) fn unsignable(error: &SignError) -> Reject {
+    match error {
+        SignError::Reserved => Reject::SignatureLabelTaken,
+        SignError::Component(_) | SignError::Body(_) => Reject::HeaderInvalid,
+    }
+}
+
+/// A refusal on its way to the answer and the log.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// What the caller learns.
+    pub(crate) reject: Reject,
+    /// What the log learns; empty where the code says it all.
+    pub(crate) cause: Cow<'static, str>,
+}
+
+impl Refused {
+    /// A refusal with a cause for the log.
+    pub(crate) fn new(reject: Reject, cause: impl Into<Cow<'static, str>>) -> Self {
+        Self { reject, cause: cause.into() }
+    }
+}
+
+impl From<Reject> for Refused {
+    fn from(reject: Reject) -> Self {
+        Self { reject, cause: Cow::Borrowed("") }
+    }
+}

@@ -1,0 +1,247 @@
+//! How is HTTP spoken with clients of this sidecar: the application at 15001, and anybody at the ingress?
+//!
+//! hyper reads and writes; this module chooses the version, sets the limits at the place where they hold, and accounts for what
+//! hyper answers by itself.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+use crate::body::AnswerBody;
+use crate::drain::Phase;
+use crate::exchange::Via;
+use crate::framing::{Guess, HeadTap, Heads, Oddities, Turn, guess};
+use crate::limits;
+use crate::reject::Reject;
+use crate::worker::Worker;
+use crate::{ingress, outbound};
+
+/// Which story a listener's requests take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Front {
+    /// The application's.
+    Outbound,
+    /// Outside clients'.
+    Ingress {
+        /// Whether the client's connection is encrypted.
+        tls: bool,
+    },
+}
+
+/// Serves a connection without TLS.
+pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, front: Front) {
+    match tokio::time::timeout(limits::HEAD, first_bytes(&stream)).await {
+        Ok(Ok(Guess::Http2)) => http2(worker, stream, via, front).await,
+        Ok(Ok(Guess::Http1 | Guess::NeedMore)) => http1(worker, stream, via, front).await,
+        Ok(Ok(Guess::Tls)) => {
+            worker.library_answer(&via, Reject::MessageInvalid, "TLS on a port that speaks plain HTTP");
+        }
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Looks at a connection's first bytes without taking them.
+async fn first_bytes(stream: &TcpStream) -> std::io::Result<Guess> {
+    let mut first = [0; 24];
+    let mut seen = 0;
+    loop {
+        let count = stream.peek(&mut first).await?;
+        let guessed = guess(first.get(..count).unwrap_or_default());
+        if guessed != Guess::NeedMore || count == 0 {
+            return Ok(guessed);
+        }
+        if count == seen {
+            // Peeking returns at once while bytes are there; the client is in the middle of its preface.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        seen = count;
+    }
+}
+
+/// Serves a connection after its TLS handshake; ALPN has chosen the version.
+pub(crate) async fn encrypted<S>(
+    worker: Rc<Worker>,
+    stream: tokio_rustls::server::TlsStream<S>,
+    via: Rc<Via>,
+    front: Front,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        http2(worker, stream, via, front).await;
+    } else {
+        http1(worker, stream, via, front).await;
+    }
+}
+
+/// Serves the bytes of a CONNECT tunnel to a service that speaks HTTP: each request inside is an outbound one of its own.
+pub(crate) async fn tunnelled(worker: Rc<Worker>, client: OnUpgrade, via: Rc<Via>) {
+    let Ok(client) = client.await else { return };
+    let mut client = TokioIo::new(client);
+    let mut first = [0; 1];
+    match tokio::time::timeout(limits::HEAD, client.read(&mut first)).await {
+        Ok(Ok(1)) => {}
+        Ok(Ok(_) | Err(_)) | Err(_) => return,
+    }
+    if guess(&first) == Guess::Tls {
+        worker.library_answer(
+            &via,
+            Reject::TlsInTunnel,
+            "TLS inside CONNECT: call http://<service>, the mesh encrypts",
+        );
+        // A fatal alert `access_denied` (RFC 8446 6.2) is what a TLS client can read.
+        let _ = client.write_all(&[21, 3, 3, 0, 2, 2, 49]).await;
+        let _ = client.shutdown().await;
+        return;
+    }
+    let (read, write) = tokio::io::split(client);
+    let stream = tokio::io::join(std::io::Cursor::new(first).chain(read), write);
+    http1(worker, stream, via, Front::Outbound).await;
+}
+
+async fn http1<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let heads = Heads::default();
+    let begun = heads.clone();
+    let io = TokioIo::new(HeadTap::new(stream, heads.clone()));
+    let service = {
+        let (worker, via) = (Rc::clone(&worker), Rc::clone(&via));
+        service_fn(move |request: Request<Incoming>| {
+            let (oddities, turn) = heads.read();
+            let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, Some(turn));
+            async move { Ok::<_, Infallible>(keep_or_close(answered.await, oddities)) }
+        })
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD)
+        .max_header_size(limits::HEADER_BYTES)
+        .max_headers(limits::HEADER_FIELDS)
+        .pipeline_flush(true)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut draining = std::pin::pin!(worker.phase.reached(drains_at(front)));
+    let mut told = false;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut connection => break ended,
+            () = &mut draining, if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        library_error(&worker, &via, &error, begun.begun());
+    }
+}
+
+async fn http2<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = {
+        let (worker, via) = (Rc::clone(&worker), Rc::clone(&via));
+        service_fn(move |request: Request<Incoming>| {
+            let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, None);
+            async move { Ok::<_, Infallible>(answered.await) }
+        })
+    };
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::CLIENT_STREAMS)
+        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_send_buf_size(limits::SEND_BUFFER)
+        .keep_alive_interval(limits::BODY_IDLE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut draining = std::pin::pin!(worker.phase.reached(drains_at(front)));
+    let mut told = false;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut connection => break ended,
+            () = &mut draining, if !told => {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        library_error(&worker, &via, &error, false);
+    }
+}
+
+/// An ingress takes no new requests once the sidecar drains; the application's own calls go out until the end.
+fn drains_at(front: Front) -> Phase {
+    match front {
+        Front::Outbound => Phase::Stopped,
+        Front::Ingress { .. } => Phase::Draining,
+    }
+}
+
+async fn answer(
+    worker: Rc<Worker>,
+    via: Rc<Via>,
+    front: Front,
+    request: Request<Incoming>,
+    turn: Option<Turn>,
+) -> Response<AnswerBody> {
+    match front {
+        Front::Outbound => outbound::answer(worker, via, request, turn).await,
+        Front::Ingress { tls } => ingress::answer(worker, via, tls, request, turn).await,
+    }
+}
+
+/// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2).
+fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Response<AnswerBody> {
+    let upgrade = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+    if !oddities.keep_alive() && !upgrade {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What hyper answered, or did not answer, by itself. An idle connection that it closes is no refusal: only a head that has
+/// begun (`in_head`) can be late.
+fn library_error(worker: &Worker, via: &Via, error: &hyper::Error, in_head: bool) {
+    let reject = if error.is_parse_too_large() {
+        Reject::HeadersTooLarge
+    } else if error.is_parse() {
+        Reject::MessageInvalid
+    } else if error.is_timeout() && in_head {
+        Reject::RequestTimeout
+    } else {
+        return;
+    };
+    worker.library_answer(via, reject, &crate::app::error_chain(error));
+}
+
+/// Runs hyper's HTTP/2 tasks on the worker that they belong to.
+#[derive(Debug, Clone, Copy)]
+struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        spawn_local(async move {
+            future.await;
+        });
+    }
+}

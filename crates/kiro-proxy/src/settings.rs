@@ -1,0 +1,84 @@
+//! What must a sidecar be told before it starts?
+//!
+//! Two directories, its service's name and the addresses that it binds; all else is in the mesh file, which may change while
+//! the sidecar runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kiro_core::identity::ServiceName;
+use kiro_telemetry::log::Format;
+use kiro_tls::SidecarSource;
+
+/// Everything a sidecar is configured with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The service that this sidecar stands beside.
+    pub service: ServiceName,
+    /// Where its certificates and edge secrets are.
+    pub identity: SidecarSource,
+    /// Where the mesh file is.
+    pub mesh: MeshSource,
+    /// What it binds.
+    pub listen: Listen,
+    /// The port that other sidecars' inbound listeners have, where the mesh file names no `endpoints`.
+    pub peer_port: u16,
+    /// Where the application listens; the port is in the mesh file.
+    pub app_host: IpAddr,
+    /// Threads that serve requests.
+    pub workers: usize,
+    /// The pod process that says when to drain, where there is one.
+    pub pod: Option<SocketAddr>,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// How the access log is written.
+    pub log_format: Format,
+}
+
+/// The mesh file's place.
+#[derive(Debug, Clone)]
+pub enum MeshSource {
+    /// A directory with `mesh.yaml`: a directory, since an editor's rename breaks the mount of a file.
+    Directory(PathBuf),
+    /// The file's text, for a mesh in one process.
+    Text(String),
+}
+
+/// The addresses that a sidecar binds.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// The application's proxy.
+    pub outbound: SocketAddr,
+    /// Mutual TLS from other sidecars.
+    pub inbound: SocketAddr,
+    /// The host of the ingress; its ports are in the mesh file.
+    pub ingress: IpAddr,
+    /// Admin, read only.
+    pub admin: SocketAddr,
+    /// `/live` and `/ready` for others.
+    pub health: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self {
+            outbound: SocketAddr::new(loopback, 15001),
+            inbound: SocketAddr::new(any, 15006),
+            ingress: any,
+            admin: SocketAddr::new(loopback, 15000),
+            health: SocketAddr::new(any, 15020),
+        }
+    }
+}
+
+/// The port of inbound listeners.
+pub const PEER_PORT: u16 = 15006;
+
+/// The default of `workers`: two threads carry tens of thousands of requests a second, and a host runs many sidecars.
+#[must_use]
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
+}

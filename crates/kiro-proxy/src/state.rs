@@ -1,0 +1,235 @@
+//! What does a sidecar know of its mesh at one moment?
+//!
+//! A [`State`] is built whole from the mesh file and the identity, on the control thread, whenever one of the two changes, and
+//! is swapped whole on each worker. A request runs from its head to its end under the state that it began with; tunnels are
+//! judged again (see [`crate::tunnel`]).
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::uri::Authority;
+use kiro_core::identity::{ServiceName, SpiffeId};
+use kiro_core::mesh::{Allow, AppTls, Mesh, Protocol, Service, Signatures, Source, Timeout};
+use kiro_core::policy::Policy;
+use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
+
+use crate::metrics::{EdgeMetrics, Metrics};
+
+/// What workers hold: one reference count of their own, so that a request touches no other thread's cache line.
+pub(crate) type Snapshot = Rc<Arc<State>>;
+
+/// A service that this sidecar's application may name.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Its name, which is the DNS name that is dialled and the authority between sidecars.
+    pub(crate) name: ServiceName,
+    /// The identity that its sidecar must prove.
+    pub(crate) id: SpiffeId,
+    /// The name as authority, ready to be cloned into a request.
+    pub(crate) authority: Authority,
+    /// Addresses from the mesh file, where DNS can't serve.
+    pub(crate) endpoints: Arc<[SocketAddr]>,
+    /// What its application speaks.
+    pub(crate) protocol: Protocol,
+    /// How long an answer's head may take.
+    pub(crate) timeout: Timeout,
+    /// Counts of the edge to it.
+    pub(crate) metrics: Arc<EdgeMetrics>,
+}
+
+/// One consistent view of the mesh.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Grows with each state that is published.
+    pub(crate) generation: u64,
+    /// This sidecar's service.
+    pub(crate) me: ServiceName,
+    /// The service's name as a field value.
+    pub(crate) me_value: HeaderValue,
+    /// This sidecar's identity.
+    pub(crate) id: SpiffeId,
+    /// This sidecar's entry in the mesh file.
+    pub(crate) service: Service,
+    /// Whether requests are signed.
+    pub(crate) signatures: Signatures,
+    /// The edges that start or end here.
+    pub(crate) policy: Policy,
+    /// Certificates and edge secrets.
+    pub(crate) identity: Arc<SidecarIdentity>,
+    /// TLS of the inbound listener.
+    pub(crate) mesh_server: MeshServer,
+    /// TLS of the outbound listener, where the application speaks it.
+    pub(crate) loopback_server: Option<LoopbackServer>,
+    /// TLS of the ingress, where it is open.
+    pub(crate) ingress_server: Option<IngressServer>,
+    /// TLS towards the application, where it speaks it.
+    pub(crate) app_client: Option<LoopbackClient>,
+    /// All other services, in the order of their names.
+    pub(crate) peers: Vec<Peer>,
+    index: HashMap<ServiceName, usize>,
+    callers: HashMap<ServiceName, Arc<EdgeMetrics>>,
+    ingress: Arc<EdgeMetrics>,
+    allow_lines: Vec<String>,
+}
+
+/// Why a mesh file that is good in itself can't serve this sidecar.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    /// The mesh file lacks this service.
+    #[error(
+        "the mesh file has no service `{0}`: add it under `services:`, or set KIRO_SERVICE to one that is there"
+    )]
+    NoService(ServiceName),
+    /// The certificates are for another trust domain.
+    #[error(
+        "the mesh file says `trust_domain: {wanted}`, the certificates are for `{found}`: run `make certs` after moving the old certs/ away"
+    )]
+    TrustDomain {
+        /// The mesh file's.
+        wanted: String,
+        /// The certificates'.
+        found: String,
+    },
+    /// The ingress is to speak TLS and has no certificate.
+    #[error(
+        "services.{0}.ingress.tls_port is set, and there is no ingress.pem beside the sidecar's certificate: run `make certs`"
+    )]
+    NoIngressCertificate(ServiceName),
+    /// A certificate can't be used.
+    #[error("{0}")]
+    Tls(String),
+}
+
+impl State {
+    /// Builds the view of one service.
+    pub(crate) fn build(
+        generation: u64,
+        me: &ServiceName,
+        mesh: &Mesh,
+        identity: Arc<SidecarIdentity>,
+        metrics: &Metrics,
+    ) -> Result<Self, StateError> {
+        let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
+        let id = identity.identity.spiffe().clone();
+        if id.trust_domain != mesh.trust_domain {
+            return Err(StateError::TrustDomain {
+                wanted: mesh.trust_domain.to_string(),
+                found: id.trust_domain.to_string(),
+            });
+        }
+        let tls = |error: &dyn std::fmt::Display| StateError::Tls(error.to_string());
+        let ingress_server = match (&service.ingress, &identity.ingress) {
+            (Some(ingress), Some(material)) if ingress.tls_port.is_some() => {
+                Some(kiro_tls::ingress_server(material).map_err(|error| tls(&error))?)
+            }
+            (Some(ingress), None) if ingress.tls_port.is_some() => {
+                return Err(StateError::NoIngressCertificate(me.clone()));
+            }
+            _ => None,
+        };
+        let mutual = service.app.tls == AppTls::Mutual;
+        let peers = peers(me, mesh, metrics);
+        Ok(Self {
+            generation,
+            me: me.clone(),
+            me_value: HeaderValue::from_str(me.as_str()).map_err(|error| tls(&error))?,
+            mesh_server: kiro_tls::mesh_server(&identity.identity).map_err(|error| tls(&error))?,
+            loopback_server: mutual
+                .then(|| kiro_tls::loopback_server(&identity.identity))
+                .transpose()
+                .map_err(|error| tls(&error))?,
+            app_client: mutual
+                .then(|| kiro_tls::loopback_client(&identity.identity))
+                .transpose()
+                .map_err(|error| tls(&error))?,
+            ingress_server,
+            id,
+            service,
+            signatures: mesh.signatures,
+            policy: Policy::for_service(mesh, me),
+            identity,
+            index: peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect(),
+            peers,
+            callers: mesh
+                .services
+                .keys()
+                .filter(|name| *name != me)
+                .map(|name| (name.clone(), metrics.edge(name.as_str(), me.as_str())))
+                .collect(),
+            ingress: metrics.edge("ingress", me.as_str()),
+            allow_lines: allow_lines(me, mesh),
+        })
+    }
+
+    /// The place of a service among the peers.
+    pub(crate) fn find(&self, name: &str) -> Option<(usize, &Peer)> {
+        let index = *self.index.get(name)?;
+        self.peers.get(index).map(|peer| (index, peer))
+    }
+
+    /// The peer at a place that [`State::find`] gave.
+    pub(crate) fn peer(&self, index: usize) -> Option<&Peer> {
+        self.peers.get(index)
+    }
+
+    /// The counts of the edge from a caller to here.
+    pub(crate) fn caller_metrics(&self, caller: Option<&ServiceName>) -> Option<&Arc<EdgeMetrics>> {
+        match caller {
+            None => Some(&self.ingress),
+            Some(caller) => self.callers.get(caller),
+        }
+    }
+
+    /// The policy's lines that concern this sidecar, for people to read.
+    pub(crate) fn allow_lines(&self) -> &[String] {
+        &self.allow_lines
+    }
+
+    /// How the application beside this sidecar is known.
+    pub(crate) fn app_proof(&self) -> &'static str {
+        match self.service.app.tls {
+            AppTls::Mutual => "mtls",
+            AppTls::None => "loopback",
+        }
+    }
+}
+
+fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics) -> Vec<Peer> {
+    mesh.services
+        .iter()
+        .filter(|(name, _)| *name != me)
+        .filter_map(|(name, service)| {
+            Some(Peer {
+                id: SpiffeId::sidecar(&mesh.trust_domain, name),
+                // A service's name is a DNS label, which is an authority.
+                authority: Authority::try_from(name.as_str()).ok()?,
+                name: name.clone(),
+                endpoints: service.endpoints.clone().into(),
+                protocol: service.app.protocol,
+                timeout: service.traffic.timeout,
+                metrics: metrics.edge(me.as_str(), name.as_str()),
+            })
+        })
+        .collect()
+}
+
+fn allow_lines(me: &ServiceName, mesh: &Mesh) -> Vec<String> {
+    let concerns = |line: &&Allow| line.to == *me || line.from == Source::Service(me.clone());
+    let show = |line: &Allow| {
+        let from = match &line.from {
+            Source::Ingress => "ingress",
+            Source::Service(name) => name.as_str(),
+        };
+        let methods =
+            line.methods.as_ref().map_or_else(|| "any method".to_owned(), |methods| methods.join(" "));
+        let paths = line.paths.as_ref().map_or_else(
+            || "any path".to_owned(),
+            |paths| paths.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        );
+        format!("{from} -> {}: {methods}, {paths}", line.to)
+    };
+    mesh.allow.iter().filter(concerns).map(show).collect()
+}

@@ -1,0 +1,306 @@
+//! How do bytes flow after CONNECT or a WebSocket handshake, and how is such a stream cut when the policy changes?
+//!
+//! Between sidecars both are HTTP/2 streams (CONNECT, and extended CONNECT by RFC 8441). Each open one is registered with what it
+//! was allowed for; a new policy judges all of them again and resets those that it no longer allows.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use kiro_core::policy::{Call, CallKind, Caller, Verdict};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::app;
+use crate::body::{BodyError, send_data};
+use crate::drain::Phase;
+use crate::exchange::{Direction, Exchange, Progress};
+use crate::limits;
+use crate::proof::Trusted;
+use crate::reject::{Refused, Reject};
+use crate::state::Snapshot;
+use crate::worker::Worker;
+
+/// What a tunnel was allowed for, to be judged again.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    /// The listener that it came by.
+    pub(crate) direction: Direction,
+    /// The service at the other end; absent for an ingress client.
+    pub(crate) peer: Option<Box<str>>,
+    /// The method as the policy sees it.
+    pub(crate) method: Box<str>,
+    /// The raw path.
+    pub(crate) path: Box<str>,
+    /// Whether the path is ambiguous.
+    pub(crate) ambiguous: bool,
+    /// CONNECT, or a request that was upgraded.
+    pub(crate) kind: CallKind,
+}
+
+impl Claim {
+    fn judge(&self, state: &Snapshot) -> Verdict {
+        let call =
+            Call { method: &self.method, path: &self.path, ambiguous: self.ambiguous, kind: self.kind };
+        match (self.direction, self.peer.as_deref()) {
+            (Direction::Outbound, peer) => state.policy.authorize_outbound(peer.unwrap_or_default(), &call),
+            (_, Some(peer)) => state.policy.authorize_inbound(Caller::Service(peer), &call),
+            (_, None) => state.policy.authorize_inbound(Caller::Ingress, &call),
+        }
+    }
+}
+
+type Register = Rc<RefCell<HashMap<u64, (Claim, Rc<Notify>)>>>;
+
+/// The open tunnels of a worker.
+pub(crate) struct Tunnels {
+    open: Register,
+    next: Cell<u64>,
+}
+
+/// A tunnel's place in the register, left when it is dropped.
+pub(crate) struct Registered {
+    key: u64,
+    open: Register,
+    cut: Rc<Notify>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.open.borrow_mut().remove(&self.key);
+    }
+}
+
+impl Tunnels {
+    /// An empty register.
+    pub(crate) fn new() -> Self {
+        Self { open: Rc::default(), next: Cell::new(0) }
+    }
+
+    /// Registers a tunnel and judges it under the state of this moment, which may be newer than its request's: registering
+    /// comes first, so that no change slips between.
+    pub(crate) fn register(&self, claim: Claim, now: &Snapshot) -> Result<Registered, Refused> {
+        let verdict = claim.judge(now);
+        let key = self.next.get();
+        self.next.set(key.wrapping_add(1));
+        let cut = Rc::new(Notify::new());
+        self.open.borrow_mut().insert(key, (claim, Rc::clone(&cut)));
+        let registered = Registered { key, open: Rc::clone(&self.open), cut };
+        match verdict {
+            Verdict::Allowed | Verdict::Audited(_) => Ok(registered),
+            Verdict::Denied(denial) => Err(Reject::Denied(denial).into()),
+        }
+    }
+
+    /// Cuts what a new state no longer allows.
+    pub(crate) fn judge_again(&self, state: &Snapshot) {
+        for (claim, cut) in self.open.borrow().values() {
+            if let Verdict::Denied(denial) = claim.judge(state) {
+                tracing::warn!(
+                    target: "kiro::policy", service = %state.me, direction = claim.direction.as_str(),
+                    peer = claim.peer.as_deref().unwrap_or("ingress"), denial = denial.code(),
+                    "open stream is no longer allowed and is cut"
+                );
+                cut.notify_one();
+            }
+        }
+    }
+}
+
+/// Why a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Both sides were done.
+    Finished,
+    /// One side failed.
+    Broken,
+    /// The policy no longer allows it.
+    Cut,
+}
+
+/// A tunnel that the application has accepted.
+pub(crate) struct Accepted {
+    io: Io,
+    recv: RecvStream,
+    answer: Response<()>,
+    registered: Registered,
+}
+
+enum Io {
+    Tcp(tokio::net::TcpStream),
+    Upgraded(Box<TokioIo<Upgraded>>),
+}
+
+/// Connects a trusted CONNECT to the application's port: the declared one, whatever port was asked.
+pub(crate) async fn to_app(
+    worker: &Rc<Worker>,
+    trusted: Trusted<RecvStream>,
+    exchange: &mut Exchange,
+) -> Result<Accepted, Refused> {
+    let claim = trusted.claim(exchange);
+    let (_, recv, _) = trusted.take_body();
+    let registered = worker.tunnels.register(claim, &worker.snapshot())?;
+    let state = Rc::clone(exchange.state());
+    exchange.upstream(app::address(worker, &state));
+    exchange.attempt();
+    let stream = app::tcp(worker, &state).await?;
+    Ok(Accepted { io: Io::Tcp(stream), recv, answer: Response::new(()), registered })
+}
+
+/// Takes over an application's connection after its 101.
+pub(crate) async fn upgraded(
+    worker: &Rc<Worker>,
+    response: Response<Incoming>,
+    recv: RecvStream,
+    claim: Claim,
+) -> Result<Accepted, Refused> {
+    let registered = worker.tunnels.register(claim, &worker.snapshot())?;
+    let (mut head, body) = response.into_parts();
+    let io = hyper::upgrade::on(Response::from_parts(head.clone(), body))
+        .await
+        .map_err(|error| Refused::new(Reject::AppReset, app::error_chain(&error)))?;
+    // Extended CONNECT answers 200 where HTTP/1.1 answers 101 (RFC 8441 5).
+    head.status = StatusCode::OK;
+    head.version = http::Version::HTTP_2;
+    head.extensions.clear();
+    let answer = Response::from_parts(head, ());
+    Ok(Accepted { io: Io::Upgraded(Box::new(TokioIo::new(io))), recv, answer, registered })
+}
+
+/// Runs an accepted tunnel of the inbound listener until it ends.
+pub(crate) async fn inbound(
+    worker: &Rc<Worker>,
+    accepted: Accepted,
+    mut respond: SendResponse<Bytes>,
+    mut exchange: Exchange,
+) {
+    exchange.status(accepted.answer.status());
+    let Ok(send) = respond.send_response(accepted.answer, false) else { return };
+    let streams = (accepted.recv, send);
+    match accepted.io {
+        Io::Tcp(io) => join(worker, io, streams, &accepted.registered, exchange).await,
+        Io::Upgraded(io) => join(worker, *io, streams, &accepted.registered, exchange).await,
+    }
+}
+
+/// Moves bytes between a byte stream and an HTTP/2 stream, both ways, until both have ended or the tunnel is cut.
+pub(crate) async fn join<IO>(
+    worker: &Rc<Worker>,
+    io: IO,
+    (recv, mut send): (RecvStream, SendStream<Bytes>),
+    registered: &Registered,
+    mut exchange: Exchange,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let (from_stream, to_stream) = (Progress::new(), Progress::new());
+    let inward = exchange.is_outbound();
+    exchange.request_body(Rc::clone(if inward { &to_stream } else { &from_stream }));
+    let (read, write) = tokio::io::split(io);
+    let both = async {
+        let down = stream_to_io(recv, write, &from_stream);
+        let up = io_to_stream(read, &mut send, &to_stream);
+        match tokio::try_join!(down, up) {
+            Ok(_) => End::Finished,
+            Err(_) => End::Broken,
+        }
+    };
+    let end = until_cut(worker, both, registered).await;
+    if end != End::Finished {
+        send.send_reset(Reason::CANCEL);
+    }
+    let answered = if inward { &from_stream } else { &to_stream };
+    exchange.response_bytes(usize::try_from(answered.bytes.get()).unwrap_or(usize::MAX));
+    if end == End::Cut {
+        exchange.cut();
+    }
+}
+
+/// Moves bytes between two byte streams: an ingress client and the application.
+pub(crate) async fn join_bytes<A, B>(
+    worker: &Rc<Worker>,
+    mut client: A,
+    mut app: B,
+    registered: &Registered,
+    mut exchange: Exchange,
+) where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let both = async {
+        match tokio::io::copy_bidirectional(&mut client, &mut app).await {
+            Ok((up, down)) => {
+                exchange.request_bytes(usize::try_from(up).unwrap_or(usize::MAX));
+                exchange.response_bytes(usize::try_from(down).unwrap_or(usize::MAX));
+                End::Finished
+            }
+            Err(_) => End::Broken,
+        }
+    };
+    if until_cut(worker, both, registered).await == End::Cut {
+        exchange.cut();
+    }
+}
+
+async fn until_cut(worker: &Rc<Worker>, both: impl Future<Output = End>, registered: &Registered) -> End {
+    tokio::select! {
+        end = both => end,
+        () = registered.cut.notified() => End::Cut,
+        () = worker.phase.reached(Phase::Stopped) => End::Broken,
+    }
+}
+
+async fn stream_to_io<W>(mut recv: RecvStream, mut write: W, progress: &Progress) -> Result<(), BodyError>
+where
+    W: AsyncWrite + Unpin,
+{
+    while let Some(piece) = recv.data().await {
+        let piece = piece?;
+        write.write_all(&piece).await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
+        write.flush().await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
+        recv.flow_control().release_capacity(piece.len())?;
+        progress.moved(piece.len());
+    }
+    // The other side has ended its half; ours goes on.
+    write.shutdown().await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))
+}
+
+async fn io_to_stream<R>(
+    mut read: R,
+    send: &mut SendStream<Bytes>,
+    progress: &Progress,
+) -> Result<(), BodyError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(limits::TUNNEL_BUFFER);
+        let count = read.read_buf(&mut buffer).await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
+        if count == 0 {
+            send.send_data(Bytes::new(), true)?;
+            return Ok(());
+        }
+        let piece = buffer.split().freeze();
+        progress.moved(piece.len());
+        // A tunnel may stand still for as long as its ends like, a full window included.
+        send_data(send, piece, false, None).await?;
+    }
+}
+
+/// The answer that a client of this sidecar gets to its upgrade, from a peer's answer to extended CONNECT.
+pub(crate) fn switching_protocols(headers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(http::header::UPGRADE, http::HeaderValue::from_static("websocket"));
+    response
+}

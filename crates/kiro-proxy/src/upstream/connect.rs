@@ -1,0 +1,195 @@
+//! How is a connection to a peer opened, and what can go wrong on the way?
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use kiro_core::mesh::Signatures;
+use kiro_core::signature::{ConnectionKey, Signer};
+use kiro_tls::HandshakeContext;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+use crate::limits;
+use crate::reject::{Refused, Reject};
+use crate::state::{Peer, State};
+use crate::upstream::pool::Upstream;
+use crate::worker::Worker;
+
+/// Opens a connection to a peer's address.
+pub(crate) async fn connect(
+    worker: &Rc<Worker>,
+    state: &State,
+    peer: &Peer,
+    address: SocketAddr,
+) -> Result<Rc<Upstream>, Refused> {
+    let stream = tcp(address).await?;
+    let tls = kiro_tls::mesh_client(&state.identity.identity, &peer.id)
+        .map_err(|error| Refused::new(Reject::UpstreamTls("tls_other"), error.to_string()))?;
+    let context = HandshakeContext {
+        service: state.me.clone(),
+        local: stream.local_addr().ok(),
+        remote: Some(address),
+        direction: "outbound",
+    };
+    let Some(handshake) = worker.handshake(tls.connect(stream, &context)).await else {
+        return Err(Refused::new(
+            Reject::UpstreamTls("tls_timeout"),
+            format!("no TLS handshake with {address} in time"),
+        ));
+    };
+    let established = handshake.map_err(|error| {
+        worker.metrics.handshake_failed(error.code());
+        Refused::new(Reject::UpstreamTls(error.code()), error.to_string())
+    })?;
+    let signer = match state.signatures {
+        Signatures::Off => None,
+        Signatures::Required => {
+            let Some((keyid, secret)) = state.identity.edges.signing(peer.name.as_str()) else {
+                return Err(Refused::new(
+                    Reject::EdgeSecretMissing,
+                    format!("edges.json has no secret for {} → {}: run `make certs`", state.me, peer.name),
+                ));
+            };
+            let exporter = kiro_tls::exporter(established.stream.get_ref().1).ok_or_else(|| {
+                Refused::new(Reject::UpstreamTls("tls_other"), "no exporter for this TLS connection")
+            })?;
+            Some(RefCell::new(Signer::new(ConnectionKey::derive(secret, &exporter, keyid), keyid.clone())))
+        }
+    };
+    let refusal = Refusal::default();
+    let stream = RefusalTap { inner: established.stream, refusal: Rc::clone(&refusal) };
+    http2(worker, stream, address, signer, refusal).await
+}
+
+async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
+    match tokio::time::timeout(limits::CONNECT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            let _ = stream.set_nodelay(true);
+            crate::listen::notice_dead_peers(&stream);
+            Ok(stream)
+        }
+        Ok(Err(error)) => Err(Refused::new(Reject::UpstreamConnect, format!("{address}: {error}"))),
+        Err(_) => Err(Refused::new(
+            Reject::UpstreamConnect,
+            format!("{address}: no answer within {} ms", limits::CONNECT.as_millis()),
+        )),
+    }
+}
+
+async fn http2<S>(
+    worker: &Rc<Worker>,
+    stream: S,
+    address: SocketAddr,
+    signer: Option<RefCell<Signer>>,
+    refusal: Refusal,
+) -> Result<Rc<Upstream>, Refused>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .max_send_buffer_size(limits::SEND_BUFFER)
+        // Until the peer's SETTINGS have come: what any server must be ready for (RFC 9113 6.5.2 recommends at least 100).
+        .initial_max_send_streams(100)
+        .enable_push(false)
+        .handshake::<_, Bytes>(stream);
+    let (send, mut connection) = match tokio::time::timeout(limits::HANDSHAKE, handshake).await {
+        Ok(Ok(pair)) => pair,
+        Ok(Err(error)) => return Err(lost(&error, refusal.get())),
+        Err(_) => return Err(Refused::new(Reject::UpstreamReset, format!("{address}: no HTTP/2 in time"))),
+    };
+    let upstream = Rc::new(Upstream {
+        address,
+        send,
+        signer,
+        in_flight: Cell::new(0),
+        waiting: Cell::new(0),
+        freed: Notify::new(),
+        closed: Cell::new(false),
+        refusal,
+    });
+    let driven = Rc::downgrade(&upstream);
+    let worker = Rc::downgrade(worker);
+    spawn_local(async move {
+        // Requests on the connection learn its end from their streams; here it only has to be forgotten.
+        let _ = std::future::poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
+        let Some(upstream) = driven.upgrade() else { return };
+        upstream.closed.set(true);
+        upstream.freed.notify_waiters();
+        if let Some(worker) = worker.upgrade() {
+            worker.upstreams.forget(&upstream);
+        }
+    });
+    Ok(upstream)
+}
+
+/// What a lost stream or connection means for its request.
+pub(crate) fn lost(error: &h2::Error, refusal: Option<&'static str>) -> Refused {
+    match refusal {
+        Some(code) => Refused::new(
+            Reject::UpstreamTls(code),
+            "the peer refused our certificate: its own log says why (`certificate refused`)",
+        ),
+        None => Refused::new(Reject::UpstreamReset, error.to_string()),
+    }
+}
+
+/// The code of a refusal that was read from the connection. In TLS 1.3 a peer's refusal of our certificate comes after the
+/// handshake, as the first thing that is read; h2 keeps no more of it than its text.
+pub(crate) type Refusal = Rc<Cell<Option<&'static str>>>;
+
+struct RefusalTap<S> {
+    inner: S,
+    refusal: Refusal,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for RefusalTap<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(kind) = kiro_tls::classify_io(error)
+        {
+            self.refusal.set(Some(kind.code()));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for RefusalTap<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

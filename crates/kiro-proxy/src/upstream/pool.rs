@@ -1,0 +1,264 @@
+//! Which connection carries the next request to a peer, and when is there room on it?
+//!
+//! One HTTP/2 connection an address and identity. Whoever needs one that is being opened waits for it; the opening is a task of
+//! its own, so that a caller who goes away takes nobody else's connection with him.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use kiro_core::identity::ServiceName;
+use kiro_core::signature::Signer;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+use crate::limits;
+use crate::reject::{Refused, Reject};
+use crate::state::Snapshot;
+use crate::upstream::connect::{self, Refusal};
+use crate::worker::Worker;
+
+/// A live connection to a peer.
+pub(crate) struct Upstream {
+    /// Where it leads.
+    pub(crate) address: SocketAddr,
+    pub(super) send: SendRequest<Bytes>,
+    pub(super) signer: Option<RefCell<Signer>>,
+    pub(super) in_flight: Cell<usize>,
+    pub(super) waiting: Cell<usize>,
+    pub(super) freed: Notify,
+    pub(super) closed: Cell<bool>,
+    pub(super) refusal: Refusal,
+}
+
+/// The right to open one stream. h2 queues without bound past the peer's limit, so whoever sends holds one of these.
+pub(crate) struct Slot {
+    upstream: Rc<Upstream>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.upstream.in_flight.set(self.upstream.in_flight.get().saturating_sub(1));
+        self.upstream.freed.notify_one();
+    }
+}
+
+impl Upstream {
+    /// Waits until the peer takes another stream.
+    pub(crate) async fn slot(self: &Rc<Self>) -> Result<Slot, Refused> {
+        if !self.has_room() {
+            if self.waiting.get() >= limits::STREAM_WAITERS {
+                return Err(Refused::new(
+                    Reject::QueueFull,
+                    format!("{} wait for {}", self.waiting.get(), self.address),
+                ));
+            }
+            let _waiting = Waiting::new(&self.waiting);
+            while !self.has_room() {
+                let freed = self.freed.notified();
+                if self.closed.get() {
+                    let closed = h2::Error::from(h2::Reason::NO_ERROR);
+                    return Err(connect::lost(&closed, self.refusal()));
+                }
+                freed.await;
+            }
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        Ok(Slot { upstream: Rc::clone(self) })
+    }
+
+    fn has_room(&self) -> bool {
+        !self.closed.get() && self.in_flight.get() < self.send.current_max_send_streams()
+    }
+
+    /// The handle to open a stream with; each request has its own, since h2 lets a handle wait for its last stream.
+    pub(crate) fn sender(&self) -> SendRequest<Bytes> {
+        self.send.clone()
+    }
+
+    /// What signs requests on this connection; absent where signatures are off.
+    pub(crate) fn signer(&self) -> Option<&RefCell<Signer>> {
+        self.signer.as_ref()
+    }
+
+    /// The peer's refusal of our certificate, where that is how the connection ended.
+    pub(crate) fn refusal(&self) -> Option<&'static str> {
+        self.refusal.get()
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+}
+
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+struct Entry {
+    /// Whose identity was, or is to be, proven there.
+    peer: ServiceName,
+    connection: Connection,
+}
+
+enum Connection {
+    /// Being opened; the cell gets the outcome.
+    Opening(Rc<Opening>),
+    /// Open.
+    Ready(Rc<Upstream>),
+    /// TLS said no, at one end or the other: no use in asking again at once.
+    Refused { again: Instant, reject: Reject, cause: Cow<'static, str> },
+}
+
+impl Connection {
+    fn refused(refused: &Refused) -> Self {
+        let again = Instant::now() + limits::REFUSED_BACK_OFF;
+        Connection::Refused { again, reject: refused.reject, cause: refused.cause.clone() }
+    }
+}
+
+struct Opening {
+    outcome: RefCell<Option<Result<Rc<Upstream>, Refused>>>,
+    done: Notify,
+}
+
+/// The connections of one worker. They are all of the identity of this moment: when that changes, the pool is emptied.
+pub(crate) struct Upstreams {
+    entries: RefCell<HashMap<SocketAddr, Entry>>,
+}
+
+impl Upstreams {
+    /// An empty pool.
+    pub(crate) fn new() -> Self {
+        Self { entries: RefCell::default() }
+    }
+
+    /// The connection to a peer's address, opened where there is none.
+    pub(crate) async fn connection(
+        &self,
+        worker: &Rc<Worker>,
+        state: &Snapshot,
+        peer: usize,
+        address: SocketAddr,
+    ) -> Result<Rc<Upstream>, Refused> {
+        let name = &state.peer(peer).ok_or(Reject::ServiceUnknown)?.name;
+        let opening = match self.entries.borrow().get(&address) {
+            // Another service may have had this address before.
+            Some(entry) if entry.peer != *name => None,
+            Some(Entry { connection: Connection::Ready(upstream), .. }) => {
+                if !upstream.is_closed() {
+                    return Ok(Rc::clone(upstream));
+                }
+                None
+            }
+            Some(Entry { connection: Connection::Opening(opening), .. }) => Some(Rc::clone(opening)),
+            Some(Entry { connection: Connection::Refused { again, reject, cause }, .. }) => {
+                if Instant::now() < *again {
+                    return Err(Refused::new(*reject, cause.clone()));
+                }
+                None
+            }
+            None => None,
+        };
+        let opening = opening.unwrap_or_else(|| open(worker, state, peer, name.clone(), address));
+        loop {
+            let done = opening.done.notified();
+            match &*opening.outcome.borrow() {
+                Some(Ok(upstream)) => return Ok(Rc::clone(upstream)),
+                Some(Err(refused)) => return Err(Refused::new(refused.reject, refused.cause.clone())),
+                None => {}
+            }
+            done.await;
+        }
+    }
+
+    /// Lets go of a connection that has ended.
+    pub(crate) fn forget(&self, ended: &Rc<Upstream>) {
+        self.entries.borrow_mut().retain(|_, entry| match &entry.connection {
+            Connection::Ready(upstream) => !Rc::ptr_eq(upstream, ended),
+            Connection::Opening(_) | Connection::Refused { .. } => true,
+        });
+    }
+
+    /// Notes that the peer at an address refused our certificate. A refusal that stands is not made to last longer.
+    pub(crate) fn refused(&self, peer: &ServiceName, address: SocketAddr, refused: &Refused) {
+        let mut entries = self.entries.borrow_mut();
+        let standing = entries.get(&address).map(|entry| &entry.connection);
+        if !matches!(standing, Some(Connection::Refused { .. } | Connection::Opening(_))) {
+            entries.insert(address, Entry { peer: peer.clone(), connection: Connection::refused(refused) });
+        }
+    }
+
+    /// Lets go of all connections; each ends when its last stream has.
+    pub(crate) fn forget_all(&self) {
+        self.entries.borrow_mut().clear();
+    }
+
+    /// Lets go of a peer's connections to addresses that its name no longer has.
+    pub(crate) fn keep(&self, peer: &ServiceName, addresses: &[SocketAddr]) {
+        self.entries.borrow_mut().retain(|address, entry| entry.peer != *peer || addresses.contains(address));
+    }
+}
+
+fn open(
+    worker: &Rc<Worker>,
+    state: &Snapshot,
+    peer: usize,
+    name: ServiceName,
+    address: SocketAddr,
+) -> Rc<Opening> {
+    let opening = Rc::new(Opening { outcome: RefCell::new(None), done: Notify::new() });
+    let entry = Entry { peer: name, connection: Connection::Opening(Rc::clone(&opening)) };
+    worker.upstreams.entries.borrow_mut().insert(address, entry);
+    let (worker, state, result) = (Rc::clone(worker), Rc::clone(state), Rc::clone(&opening));
+    spawn_local(async move {
+        let outcome = match state.peer(peer) {
+            Some(peer) => connect::connect(&worker, &state, peer, address).await,
+            None => Err(Reject::ServiceUnknown.into()),
+        };
+        settle(&worker.upstreams, address, &result, &outcome);
+        *result.outcome.borrow_mut() = Some(outcome);
+        result.done.notify_waiters();
+    });
+    opening
+}
+
+/// Keeps an opened connection, unless the pool was emptied meanwhile: then it serves those who wait for it, and nobody else.
+fn settle(
+    pool: &Upstreams,
+    address: SocketAddr,
+    opening: &Rc<Opening>,
+    outcome: &Result<Rc<Upstream>, Refused>,
+) {
+    let mut entries = pool.entries.borrow_mut();
+    let Some(entry) = entries.get_mut(&address) else { return };
+    if !matches!(&entry.connection, Connection::Opening(current) if Rc::ptr_eq(current, opening)) {
+        return;
+    }
+    match outcome {
+        Ok(upstream) => entry.connection = Connection::Ready(Rc::clone(upstream)),
+        Err(refused) if matches!(refused.reject, Reject::UpstreamTls(_)) => {
+            entry.connection = Connection::refused(refused);
+        }
+        Err(_) => {
+            entries.remove(&address);
+        }
+    }
+}

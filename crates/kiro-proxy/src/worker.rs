@@ -1,0 +1,218 @@
+//! What does one thread of the data path own?
+//!
+//! A worker has its own runtime, listeners, pools and log buffer. What it shares with others is read-only or a counter:
+//! nothing on a request's way waits for another thread.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kiro_telemetry::access::AccessRecord;
+use kiro_telemetry::log::{Format, LineBuffer, LogSink};
+use kiro_telemetry::trace::Tracing;
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_local;
+
+use crate::app::AppPool;
+use crate::discover::{Names, Resolver};
+use crate::drain::PhaseWatch;
+use crate::exchange::Via;
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::reject::Reject;
+use crate::settings::Settings;
+use crate::state::{Snapshot, State};
+use crate::tunnel::Tunnels;
+use crate::upstream::Upstreams;
+
+/// What a worker is made of; everything in it stays on its thread.
+pub(crate) struct Worker {
+    snapshot: RefCell<Snapshot>,
+    log: RefCell<LineBuffer>,
+    log_pending: Notify,
+    log_format: Format,
+    /// Spans go here.
+    pub(crate) tracing: Tracing,
+    /// Counts go here.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Connections to peers.
+    pub(crate) upstreams: Upstreams,
+    /// Connections to the application.
+    pub(crate) app: AppPool,
+    /// Addresses of peers.
+    pub(crate) names: Names,
+    /// Open tunnels and upgraded streams.
+    pub(crate) tunnels: Tunnels,
+    /// Exchanges that are under way.
+    pub(crate) active: Cell<u64>,
+    /// TLS handshakes under way.
+    pub(crate) handshakes: Cell<usize>,
+    /// Serving, draining, or done.
+    pub(crate) phase: PhaseWatch,
+    /// What was configured at start.
+    pub(crate) settings: Arc<Settings>,
+}
+
+/// What a worker is started with.
+pub(crate) struct Parts {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) states: watch::Receiver<Arc<State>>,
+    pub(crate) log: LogSink,
+    pub(crate) tracing: Tracing,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) resolver: Resolver,
+    pub(crate) phase: PhaseWatch,
+}
+
+impl Worker {
+    /// Makes a worker on its own thread.
+    pub(crate) fn new(parts: &Parts) -> Rc<Self> {
+        let state: Arc<State> = Arc::clone(&parts.states.borrow());
+        Rc::new(Self {
+            snapshot: RefCell::new(Rc::new(state)),
+            log: RefCell::new(LineBuffer::new(parts.log.clone())),
+            log_pending: Notify::new(),
+            log_format: parts.settings.log_format,
+            tracing: parts.tracing.clone(),
+            metrics: Arc::clone(&parts.metrics),
+            upstreams: Upstreams::new(),
+            app: AppPool::new(),
+            names: Names::new(parts.resolver.clone()),
+            tunnels: Tunnels::new(),
+            active: Cell::new(0),
+            handshakes: Cell::new(0),
+            phase: parts.phase.clone(),
+            settings: Arc::clone(&parts.settings),
+        })
+    }
+
+    /// The state that a request begins under.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Rc::clone(&self.snapshot.borrow())
+    }
+
+    /// Writes a request's line into the worker's buffer; a timer of the worker hands the buffer on.
+    pub(crate) fn access_line(&self, record: &AccessRecord<'_>) {
+        let mut log = self.log.borrow_mut();
+        let was_empty = log.is_empty();
+        log.write(|out| record.write(self.log_format, out));
+        if was_empty && !log.is_empty() {
+            self.log_pending.notify_one();
+        }
+    }
+
+    /// Writes the line of a request that the HTTP library answered by itself, since its head could not be read.
+    pub(crate) fn library_answer(&self, via: &Via, reject: Reject, cause: &str) {
+        self.metrics.library_answers.inc();
+        let state = self.snapshot();
+        self.metrics.request(None, "", reject.status().as_u16(), Some(reject.code()), Duration::ZERO, 0, 0);
+        self.access_line(&AccessRecord {
+            time: SystemTime::now(),
+            service: state.me.as_str(),
+            direction: via.direction.as_str(),
+            caller: via.caller(),
+            caller_proof: via.caller_proof,
+            callee: "",
+            callee_proof: "none",
+            method: "",
+            path: "",
+            protocol: "",
+            status: reject.status().as_u16(),
+            reject: Some(reject.code()),
+            reject_cause: Some(cause),
+            signature: "none",
+            policy: "none",
+            policy_denial: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            upstream: None,
+            attempts: 0,
+            trace_id: 0,
+            span_id: 0,
+            sampled: false,
+        });
+    }
+
+    /// Runs a TLS handshake within its limits; `None` where there are too many, or it takes too long.
+    pub(crate) async fn handshake<F: Future>(&self, handshake: F) -> Option<F::Output> {
+        if self.handshakes.get() >= limits::HANDSHAKES_PER_WORKER {
+            self.metrics.handshake_failed("tls_too_many");
+            return None;
+        }
+        let _under_way = UnderWay::new(&self.handshakes);
+        let outcome = tokio::time::timeout(limits::HANDSHAKE, handshake).await.ok();
+        if outcome.is_none() {
+            self.metrics.handshake_failed("tls_timeout");
+        }
+        outcome
+    }
+
+    /// Runs what a worker does beside serving; the tasks end with the runtime.
+    pub(crate) fn spawn_chores(self: &Rc<Self>, states: watch::Receiver<Arc<State>>) {
+        let flusher = Rc::clone(self);
+        spawn_local(async move {
+            loop {
+                flusher.log_pending.notified().await;
+                tokio::time::sleep(limits::LOG_FLUSH).await;
+                flusher.flush_log();
+            }
+        });
+        let follower = Rc::clone(self);
+        spawn_local(async move { follower.follow(states).await });
+    }
+
+    /// Hands the buffered lines to the writer.
+    pub(crate) fn flush_log(&self) {
+        self.log.borrow_mut().flush();
+    }
+
+    async fn follow(&self, mut states: watch::Receiver<Arc<State>>) {
+        while states.changed().await.is_ok() {
+            let state: Arc<State> = Arc::clone(&states.borrow_and_update());
+            let before = self.snapshot();
+            let renewed =
+                !Arc::ptr_eq(&state.identity, &before.identity) || state.signatures != before.signatures;
+            self.snapshot.replace(Rc::new(state));
+            if renewed {
+                // Requests under way keep the connection that they are on; new ones prove the new identity.
+                self.upstreams.forget_all();
+                self.app.forget_all();
+            }
+            self.tunnels.judge_again(&self.snapshot());
+        }
+    }
+
+    /// Waits until nothing is under way, or the time is over; true where nothing was left.
+    pub(crate) async fn quiesce(&self, limit: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + limit;
+        while self.active.get() > 0 {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        true
+    }
+}
+
+struct UnderWay<'a>(&'a Cell<usize>);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// Seconds since 1970, as signatures have them.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

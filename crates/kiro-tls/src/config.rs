@@ -1,0 +1,317 @@
+//! How is TLS set up on each of a pod's ports?
+//!
+//! One type for each kind of handshake, so that one can't be used in place of another. What they share is in [`ServerCore`] and
+//! [`ClientCore`]: a rustls configuration is made for each handshake, since its verifier keeps what it saw (see
+//! [`crate::verify`]); keys and roots are parsed once, when the identity is loaded.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use kiro_core::identity::{Role, SpiffeId};
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::server::{NoClientAuth, NoServerSessionStorage};
+use rustls::sign::SingleCertAndKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls_pki_types::{InvalidDnsNameError, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{client, server};
+
+use crate::error::HandshakeError;
+use crate::handshake::{self, Established, HandshakeContext};
+use crate::identity::Identity;
+use crate::sidecar::IngressMaterial;
+use crate::verify::{Expected, Leg, PeerVerifier, Rules, Side};
+
+/// Inside a pod and between sidecars both ends are our own or the application's choice: there is nothing old to serve.
+static MESH_VERSIONS: [&SupportedProtocolVersion; 1] = [&TLS13];
+/// Outside clients may be older.
+static INGRESS_VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+
+const H2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// In our order: the hybrid with a post-quantum half first, so that what is recorded today stays closed later; then what peers
+/// without it speak. Sidecars always agree on the first.
+const GROUPS: [&dyn SupportedKxGroup; 4] =
+    [kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider { kx_groups: GROUPS.to_vec(), ..aws_lc_rs::default_provider() })
+});
+
+/// The cryptography that all of Kiro's TLS uses.
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    &PROVIDER
+}
+
+/// Why TLS can't be set up with what was loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsConfigError {
+    /// rustls does not take the parts.
+    #[error("TLS can't be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// The name to dial is no DNS name.
+    #[error("`{name}` is no DNS name that TLS could ask for: {cause}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        cause: InvalidDnsNameError,
+    },
+}
+
+/// What the server's end of each kind of handshake is made of.
+#[derive(Clone)]
+pub(crate) struct ServerCore {
+    certificate: Arc<SingleCertAndKey>,
+    /// Absent at the ingress, which asks its callers for no certificate.
+    rules: Option<Arc<Rules>>,
+    versions: &'static [&'static SupportedProtocolVersion],
+    alpn: &'static [&'static [u8]],
+    pub(crate) leg: Leg,
+}
+
+impl ServerCore {
+    fn mutual(identity: &Identity, expected: Expected, leg: Leg, alpn: &'static [&'static [u8]]) -> Self {
+        let rules = Rules { roots: identity.roots(), expected, side: Side::Server, leg };
+        Self {
+            certificate: identity.certificate(),
+            rules: Some(Arc::new(rules)),
+            versions: &MESH_VERSIONS,
+            alpn,
+            leg,
+        }
+    }
+
+    /// Makes a configuration, so that what is wrong is found before the first connection.
+    fn tried(self) -> Result<Self, TlsConfigError> {
+        self.config()?;
+        Ok(self)
+    }
+
+    pub(crate) fn config(&self) -> Result<(ServerConfig, Option<Arc<PeerVerifier>>), rustls::Error> {
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+            .with_protocol_versions(self.versions)?;
+        let verifier = self.rules.as_ref().map(|rules| Arc::new(PeerVerifier::new(rules, &PROVIDER)));
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier) as Arc<_>),
+            None => builder.with_client_cert_verifier(Arc::new(NoClientAuth)),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(&self.certificate) as Arc<_>);
+        config.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        // A resumed session asks no verifier: none is kept, and no ticket is sent.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        Ok((config, verifier))
+    }
+
+    pub(crate) fn expected(&self) -> Option<String> {
+        self.rules.as_ref().map(|rules| rules.expected.to_string())
+    }
+
+    /// Whether HTTP/2 must have been agreed on; elsewhere a peer without ALPN speaks HTTP/1.1.
+    pub(crate) fn requires_h2(&self) -> bool {
+        self.leg == Leg::Mesh
+    }
+}
+
+impl fmt::Debug for ServerCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerCore")
+            .field("leg", &self.leg)
+            .field("expected", &self.expected())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the client's end of each kind of handshake is made of.
+#[derive(Clone)]
+pub(crate) struct ClientCore {
+    certificate: Arc<SingleCertAndKey>,
+    rules: Arc<Rules>,
+    server_name: ServerName<'static>,
+    alpn: &'static [&'static [u8]],
+}
+
+impl ClientCore {
+    fn new(
+        identity: &Identity,
+        dialled: &SpiffeId,
+        leg: Leg,
+        alpn: &'static [&'static [u8]],
+    ) -> Result<Self, TlsConfigError> {
+        let name = dialled.dns_name();
+        let server_name =
+            ServerName::try_from(name.clone()).map_err(|cause| TlsConfigError::Name { name, cause })?;
+        let expected = Expected::Exactly(dialled.clone());
+        let rules = Rules { roots: identity.roots(), expected, side: Side::Client, leg };
+        Ok(Self { certificate: identity.certificate(), rules: Arc::new(rules), server_name, alpn })
+    }
+
+    pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<PeerVerifier>), rustls::Error> {
+        let verifier = Arc::new(PeerVerifier::new(&self.rules, &PROVIDER));
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+            .with_protocol_versions(&MESH_VERSIONS)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
+            .with_client_cert_resolver(Arc::clone(&self.certificate) as Arc<_>);
+        config.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        // A resumed session asks no verifier.
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        Ok((config, verifier))
+    }
+
+    pub(crate) fn expected(&self) -> String {
+        self.rules.expected.to_string()
+    }
+
+    pub(crate) fn leg(&self) -> Leg {
+        self.rules.leg
+    }
+
+    pub(crate) fn server_name(&self) -> ServerName<'static> {
+        self.server_name.clone()
+    }
+
+    pub(crate) fn requires_h2(&self) -> bool {
+        self.rules.leg == Leg::Mesh
+    }
+}
+
+impl fmt::Debug for ClientCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientCore")
+            .field("leg", &self.rules.leg)
+            .field("expected", &self.rules.expected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The inbound port: TLS 1.3, HTTP/2 alone, any sidecar of the trust domain.
+#[derive(Clone, Debug)]
+pub struct MeshServer(ServerCore);
+
+/// Sets up the inbound port (15006).
+///
+/// # Errors
+/// Where rustls does not take the identity.
+pub fn mesh_server(identity: &Arc<Identity>) -> Result<MeshServer, TlsConfigError> {
+    let expected = Expected::AnySidecar(identity.spiffe().clone());
+    Ok(MeshServer(ServerCore::mutual(identity, expected, Leg::Mesh, &[H2]).tried()?))
+}
+
+/// The outbound port, for the application: TLS 1.3, the application of our own pod or the sidecar itself.
+#[derive(Clone, Debug)]
+pub struct LoopbackServer(ServerCore);
+
+/// Sets up the outbound port (15001).
+///
+/// # Errors
+/// Where rustls does not take the identity.
+pub fn loopback_server(identity: &Arc<Identity>) -> Result<LoopbackServer, TlsConfigError> {
+    let expected = Expected::OwnPod(identity.spiffe().clone());
+    Ok(LoopbackServer(ServerCore::mutual(identity, expected, Leg::Outbound, &[H2, HTTP1]).tried()?))
+}
+
+/// The ingress's TLS port: TLS 1.2 or 1.3, no client certificate.
+#[derive(Clone, Debug)]
+pub struct IngressServer(ServerCore);
+
+/// Sets up the ingress's TLS port.
+///
+/// # Errors
+/// Where rustls does not take the certificate.
+pub fn ingress_server(material: &IngressMaterial) -> Result<IngressServer, TlsConfigError> {
+    let core = ServerCore {
+        certificate: material.certificate(),
+        rules: None,
+        versions: &INGRESS_VERSIONS,
+        alpn: &[H2, HTTP1],
+        leg: Leg::Ingress,
+    };
+    Ok(IngressServer(core.tried()?))
+}
+
+/// A call to another sidecar's inbound port.
+#[derive(Clone, Debug)]
+pub struct MeshClient(ClientCore);
+
+/// Sets up calls to the sidecar that was dialled: its exact SPIFFE ID, and its DNS name.
+///
+/// # Errors
+/// Where the dialled identity has no DNS name.
+pub fn mesh_client(identity: &Arc<Identity>, dialled: &SpiffeId) -> Result<MeshClient, TlsConfigError> {
+    Ok(MeshClient(ClientCore::new(identity, dialled, Leg::Mesh, &[H2])?))
+}
+
+/// A call within the pod, over loopback.
+#[derive(Clone, Debug)]
+pub struct LoopbackClient(ClientCore);
+
+/// Sets up calls from a sidecar to its application.
+///
+/// # Errors
+/// Where the application's identity has no DNS name.
+pub fn loopback_client(identity: &Arc<Identity>) -> Result<LoopbackClient, TlsConfigError> {
+    let app = SpiffeId { role: Role::App, ..identity.spiffe().clone() };
+    Ok(LoopbackClient(ClientCore::new(identity, &app, Leg::App, &[HTTP1])?))
+}
+
+/// Sets up calls to the sidecar's own outbound port, with the identity of its application or its own.
+///
+/// # Errors
+/// Where the sidecar's identity has no DNS name.
+pub fn outbound_client(identity: &Arc<Identity>) -> Result<LoopbackClient, TlsConfigError> {
+    let sidecar = SpiffeId { role: Role::Sidecar, ..identity.spiffe().clone() };
+    Ok(LoopbackClient(ClientCore::new(identity, &sidecar, Leg::Outbound, &[HTTP1])?))
+}
+
+macro_rules! accepts {
+    ($($server:ty),*) => {$(
+        impl $server {
+            /// Runs a caller's handshake. May be dropped at any await; put a time limit round it.
+            ///
+            /// # Errors
+            /// Where the handshake fails; the line in the log is written already.
+            pub async fn accept<IO>(
+                &self,
+                io: IO,
+                context: &HandshakeContext,
+            ) -> Result<Established<server::TlsStream<IO>>, HandshakeError>
+            where
+                IO: AsyncRead + AsyncWrite + Unpin,
+            {
+                handshake::accept(&self.0, io, context).await
+            }
+        }
+    )*};
+}
+
+macro_rules! connects {
+    ($($client:ty),*) => {$(
+        impl $client {
+            /// Runs a handshake. May be dropped at any await; put a time limit round it.
+            ///
+            /// # Errors
+            /// Where the handshake fails; the line in the log is written already.
+            pub async fn connect<IO>(
+                &self,
+                io: IO,
+                context: &HandshakeContext,
+            ) -> Result<Established<client::TlsStream<IO>>, HandshakeError>
+            where
+                IO: AsyncRead + AsyncWrite + Unpin,
+            {
+                handshake::connect(&self.0, io, context).await
+            }
+        }
+    )*};
+}
+
+accepts!(MeshServer, LoopbackServer, IngressServer);
+connects!(MeshClient, LoopbackClient);
