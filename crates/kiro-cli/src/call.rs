@@ -48,7 +48,13 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
     /// The sidecar's outbound port.
-    #[arg(long, env = "KIRO_OUTBOUND_ADDR", value_name = "ADDRESS", default_value = "127.0.0.1:15001", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "KIRO_OUTBOUND_ADDR",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:15001",
+        hide_env_values = true
+    )]
     outbound: SocketAddr,
     #[command(flatten)]
     place: Place,
@@ -140,7 +146,8 @@ async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Respons
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     // Its end is seen by the request or the body, whichever it hits.
     tokio::spawn(connection);
     sender.send_request(request).await.map_err(|error| broken(&error))
@@ -170,7 +177,9 @@ async fn show(response: Response<Incoming>, arguments: &Arguments) -> Result<u8,
         let meant = head.headers.get(fields::REJECT).and_then(|code| code.to_str().ok()).map(meaning::of);
         match meant {
             Some(sentence) => say(&format!("  {sentence}")),
-            None if head.status.as_u16() >= 400 => say("  the application's own answer: no sidecar refused the call"),
+            None if head.status.as_u16() >= 400 => {
+                say("  the application's own answer: no sidecar refused the call")
+            }
             None => {}
         }
         say("");

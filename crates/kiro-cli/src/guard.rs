@@ -70,7 +70,8 @@ async fn guard(arguments: &Arguments) -> anyhow::Result<u8> {
         Ok(child) => child,
         Err(error) => return Ok(not_started(program, &error)),
     };
-    let child = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
+    let child =
+        i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the child has no process id")?;
 
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -160,7 +161,9 @@ impl<'a> Network<'a> {
     }
 
     fn is_gone(&mut self) -> bool {
-        let (Some(watch), Ok(text)) = (&mut self.watch, std::fs::read_to_string(self.listing)) else { return false };
+        let (Some(watch), Ok(text)) = (&mut self.watch, std::fs::read_to_string(self.listing)) else {
+            return false;
+        };
         watch.observe(&text, Instant::now())
     }
 }

@@ -8,8 +8,11 @@
 mod call;
 #[cfg(feature = "mesh")]
 mod certs;
+mod check;
 mod failure;
 mod guard;
+#[cfg(feature = "mesh")]
+mod local;
 mod output;
 mod place;
 mod pod;
@@ -27,8 +30,11 @@ enum Kiro {
     Pod(pod::Arguments),
     Probe(probe::Arguments),
     Call(call::Arguments),
+    Check(check::Arguments),
     #[cfg(feature = "mesh")]
     Certs(certs::CertsArgs),
+    #[cfg(feature = "mesh")]
+    Local(local::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -37,8 +43,11 @@ fn main() -> ExitCode {
         Kiro::Pod(arguments) => pod::run(&arguments),
         Kiro::Probe(arguments) => Ok(probe::run(&arguments)),
         Kiro::Call(arguments) => call::run(&arguments),
+        Kiro::Check(arguments) => check::run(&arguments),
         #[cfg(feature = "mesh")]
         Kiro::Certs(arguments) => certs::run(arguments).map(|()| 0),
+        #[cfg(feature = "mesh")]
+        Kiro::Local(arguments) => local::run(&arguments),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -46,5 +55,15 @@ fn main() -> ExitCode {
             output::note(&format!("kiro: {error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Kiro::command().debug_assert();
     }
 }

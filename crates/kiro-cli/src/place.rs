@@ -16,7 +16,13 @@ pub(crate) struct Place {
     #[arg(long, env = "KIRO_SERVICE", value_parser = service, hide_env_values = true)]
     pub(crate) service: Option<ServiceName>,
     /// The directory with the sidecar's certificate and key.
-    #[arg(long, env = "KIRO_IDENTITY_DIR", value_name = "DIR", default_value = "/etc/kiro/identity", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "KIRO_IDENTITY_DIR",
+        value_name = "DIR",
+        default_value = "/etc/kiro/identity",
+        hide_env_values = true
+    )]
     pub(crate) identity: PathBuf,
     /// The directory with mesh.yaml [default: /etc/kiro/mesh with a service, else docker/mesh].
     #[arg(long, env = "KIRO_MESH_DIR", value_name = "DIR", hide_env_values = true)]
@@ -46,7 +52,11 @@ pub(crate) fn read_mesh(file: &Path) -> Result<Mesh, Failure> {
         )
     })?;
     mesh::parse(&text).map_err(|problems| {
-        Failure::new(SETUP, format!("{} has problems:\n{problems}", file.display()), "mend the lines that are named")
+        Failure::new(
+            SETUP,
+            format!("{} has problems:\n{problems}", file.display()),
+            "mend the lines that are named",
+        )
     })
 }
 

@@ -48,9 +48,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<u8> {
 async fn own(arguments: &Arguments) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
-    let listener = TcpListener::bind(arguments.listen)
-        .await
-        .with_context(|| format!("{} can't be bound: is a second pod process in this namespace?", arguments.listen))?;
+    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+        format!("{} can't be bound: is a second pod process in this namespace?", arguments.listen)
+    })?;
     note(&format!("kiro pod: owns the namespace, sidecar connects to {}", listener.local_addr()?));
 
     let (drain, told) = watch::channel(false);

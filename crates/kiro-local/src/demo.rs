@@ -39,7 +39,9 @@ pub enum DemoError {
     #[error("{0}")]
     Mesh(#[from] LocalError),
     /// An application's port is taken.
-    #[error("the {service} application can't listen on {address}: {error}; another process has the port: stop it, or choose another --port-base")]
+    #[error(
+        "the {service} application can't listen on {address}: {error}; another process has the port: stop it, or choose another --port-base"
+    )]
     Port {
         /// Whose.
         service: Service,
@@ -107,7 +109,11 @@ pub fn mesh_file(port_base: u16) -> String {
     let of = |service| Ports::of(port_base, service);
     let [dashboard, profile, auth] = Service::ALL.map(of);
     let line = |ports: Ports| {
-        format!("app: {{ port: {}, tls: mutual }}, endpoints: [\"{}\"]", ports.app().port(), ports.listen().inbound)
+        format!(
+            "app: {{ port: {}, tls: mutual }}, endpoints: [\"{}\"]",
+            ports.app().port(),
+            ports.listen().inbound
+        )
     };
     format!(
         "trust_domain: kiro.local
@@ -164,10 +170,12 @@ impl Demo {
         let (shutdown, ended) = watch::channel(false);
         let mut applications = Vec::new();
         for service in Service::ALL {
-            let app = start_application(service, options.port_base, &mesh, tracing(service.name()), ended.clone());
+            let app =
+                start_application(service, options.port_base, &mesh, tracing(service.name()), ended.clone());
             applications.push(app.await?);
         }
-        let drawing = options.draw.filter(|_| spans.drawn()).map(|out| tokio::spawn(draw_traces(traces, out)));
+        let drawing =
+            options.draw.filter(|_| spans.drawn()).map(|out| tokio::spawn(draw_traces(traces, out)));
         Ok(Self {
             url: format!("http://localhost:{}", options.port_base),
             tls_url: format!("https://localhost:{}", options.port_base + 1),
@@ -193,7 +201,10 @@ impl Demo {
             clean &= matches!(application.await, Ok(Ok(())));
         }
         let flushed = tokio::task::spawn_blocking(move || {
-            self.tracings.iter().fold(true, |all, tracing| tracing.shutdown(Duration::from_secs(2)) && all)
+            // All of them are flushed, whatever became of the others.
+            let outcomes: Vec<bool> =
+                self.tracings.iter().map(|tracing| tracing.shutdown(Duration::from_secs(2))).collect();
+            outcomes.into_iter().all(|flushed| flushed)
         });
         clean &= flushed.await.unwrap_or(false);
         if let Some(drawing) = self.drawing {

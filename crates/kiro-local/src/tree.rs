@@ -45,8 +45,12 @@ impl Traces {
     #[must_use]
     pub fn finished(&self) -> Vec<Vec<Leaf>> {
         let mut collected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let done: Vec<u128> =
-            collected.traces.iter().filter(|(_, (last, _))| last.elapsed() >= QUIET).map(|(id, _)| *id).collect();
+        let done: Vec<u128> = collected
+            .traces
+            .iter()
+            .filter(|(_, (last, _))| last.elapsed() >= QUIET)
+            .map(|(id, _)| *id)
+            .collect();
         done.iter().filter_map(|id| collected.traces.remove(id)).map(|(_, leaves)| leaves).collect()
     }
 
@@ -85,7 +89,8 @@ impl SpanExporter for TreeExporter {
 pub fn draw(leaves: &[Leaf]) -> String {
     let id = |leaf: &Leaf| u64::from_be_bytes(leaf.span.span_context.span_id().to_bytes());
     let parent = |leaf: &Leaf| u64::from_be_bytes(leaf.span.parent_span_id.to_bytes());
-    let known: BTreeMap<u64, usize> = leaves.iter().enumerate().map(|(place, leaf)| (id(leaf), place)).collect();
+    let known: BTreeMap<u64, usize> =
+        leaves.iter().enumerate().map(|(place, leaf)| (id(leaf), place)).collect();
     let mut children: BTreeMap<u64, Vec<&Leaf>> = BTreeMap::new();
     let mut roots = Vec::new();
     for leaf in leaves {
@@ -131,7 +136,10 @@ fn branch(
         SpanKind::Internal | SpanKind::Producer | SpanKind::Consumer => "·",
     };
     let attribute = |name: &str| {
-        span.attributes.iter().find(|attribute| attribute.key.as_str() == name).map(|attribute| attribute.value.to_string())
+        span.attributes
+            .iter()
+            .find(|attribute| attribute.key.as_str() == name)
+            .map(|attribute| attribute.value.to_string())
     };
     let status = attribute("http.response.status_code").unwrap_or_default();
     let reject = attribute("kiro.reject").map(|code| format!(" [{code}]")).unwrap_or_default();

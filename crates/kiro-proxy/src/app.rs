@@ -155,7 +155,10 @@ pub(crate) async fn send(
             }
             None => return Err(broken_signature(&broken)),
             Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade => {
-                return Err(Refused::new(Reject::AppReset, "the application switched protocols without being asked"));
+                return Err(Refused::new(
+                    Reject::AppReset,
+                    "the application switched protocols without being asked",
+                ));
             }
             Some(Ok(mut response)) => {
                 headers::response(response.headers_mut(), false);
@@ -232,7 +235,8 @@ async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Re
                 remote: stream.peer_addr().ok(),
                 direction: "app",
             };
-            let handshake = tokio::time::timeout(limits::HANDSHAKE, tls.connect(stream, &context)).await;
+            let handshake =
+                tokio::time::timeout(limits::HANDSHAKE, Box::pin(tls.connect(stream, &context))).await;
             let established = match handshake {
                 Ok(Ok(established)) => established,
                 Ok(Err(error)) => {

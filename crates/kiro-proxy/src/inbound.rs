@@ -78,7 +78,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         remote: Some(remote),
         direction: "inbound",
     };
-    let Some(handshake) = worker.handshake(state.mesh_server.accept(stream, &context)).await else { return };
+    let Some(handshake) = worker.handshake(Box::pin(state.mesh_server.accept(stream, &context))).await else {
+        return;
+    };
     let established = match handshake {
         Ok(established) => established,
         Err(error) => {

@@ -43,7 +43,7 @@ pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, remote: Soc
         remote: Some(remote),
         direction: "ingress",
     };
-    let Some(handshake) = worker.handshake(tls.accept(stream, &context)).await else { return };
+    let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
     match handshake {
         Ok(established) => {
             drop(state);

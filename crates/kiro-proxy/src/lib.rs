@@ -38,6 +38,6 @@ pub mod framing;
 
 pub use listen::BindError;
 pub use pod::{PodEvent, watch_pod};
-pub use reject::{CODES, Origin, Reject};
+pub use reject::{CODES, Origin, Reject, by_code};
 pub use settings::{Listen, MeshSource, PEER_PORT, Settings, default_workers};
 pub use sidecar::{Addresses, FLUSH, MESH_FILE, Sidecar, StartError, read_mesh};

@@ -34,7 +34,10 @@ pub struct BindError {
 
 impl BindError {
     fn new(what: &'static str, address: SocketAddr, error: io::Error) -> Self {
-        #[allow(clippy::wildcard_enum_match_arm, reason = "the system has many words, and a fix is known for three")]
+        #[allow(
+            clippy::wildcard_enum_match_arm,
+            reason = "the system has many words, and a fix is known for three"
+        )]
         let fix = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 "; another process has the port: stop it, or give this one another address"

@@ -58,7 +58,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         remote: Some(remote),
         direction: "outbound",
     };
-    let Some(handshake) = worker.handshake(tls.accept(stream, &context)).await else { return };
+    let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
     match handshake {
         Ok(established) => {
             let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);

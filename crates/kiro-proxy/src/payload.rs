@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
 use http::header::EXPECT;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -47,7 +47,9 @@ impl Payload {
             return Ok(Payload::Empty);
         }
         let signed = exchange.state().signatures == Signatures::Required;
-        let small = body.size_hint().exact().is_some_and(|length| length <= limits::DIGEST_BODY_BYTES as u64);
+        // In HTTP/1 a body of known length has no trailers; in HTTP/2 it may, and they would be lost here.
+        let small = plan.head.version < Version::HTTP_2
+            && body.size_hint().exact().is_some_and(|length| length <= limits::DIGEST_BODY_BYTES as u64);
         let headers = &mut plan.head.headers;
         // An application's own digest stays as it is; the head signs it, and the body is signed at its end.
         if !small || headers.contains_key(EXPECT) || headers.contains_key(&CONTENT_DIGEST) {

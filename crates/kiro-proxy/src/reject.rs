@@ -243,6 +243,51 @@ pub const CODES: &[&str] = &[
     "tls_other",
 ];
 
+/// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
+#[must_use]
+pub fn by_code(code: &str) -> Option<Reject> {
+    const PLAIN: [Reject; 29] = [
+        Reject::AuthorityInvalid,
+        Reject::HostMissing,
+        Reject::HostDuplicate,
+        Reject::PathInvalid,
+        Reject::MessageInvalid,
+        Reject::HeaderInvalid,
+        Reject::HeadersTooLarge,
+        Reject::RequestTimeout,
+        Reject::UpgradeUnsupported,
+        Reject::ServiceIsTcp,
+        Reject::TlsInTunnel,
+        Reject::SignatureLabelTaken,
+        Reject::Misdirected,
+        Reject::ServiceUnknown,
+        Reject::HostExternal,
+        Reject::Denied(Denial::NoEdge),
+        Reject::Denied(Denial::Method),
+        Reject::Denied(Denial::Path),
+        Reject::Denied(Denial::AmbiguousPath),
+        Reject::Denied(Denial::TunnelRestricted),
+        Reject::EdgeSecretMissing,
+        Reject::QueueFull,
+        Reject::NameUnresolved,
+        Reject::UpstreamConnect,
+        Reject::UpstreamReset,
+        Reject::UpstreamTimeout,
+        Reject::AppConnect,
+        Reject::AppReset,
+        Reject::AppTimeout,
+    ];
+    if let Some(plain) = PLAIN.into_iter().find(|reject| reject.code() == code) {
+        return Some(plain);
+    }
+    let known = known_code(code.as_bytes())?;
+    if known.starts_with("signature_") {
+        Some(Reject::Signature(known))
+    } else {
+        Some(Reject::UpstreamTls(known))
+    }
+}
+
 /// The code that a peer's sidecar sent, if it is one of ours.
 pub(crate) fn known_code(value: &[u8]) -> Option<&'static str> {
     CODES.iter().copied().find(|code| code.as_bytes() == value)
@@ -275,5 +320,46 @@ impl Refused {
 impl From<Reject> for Refused {
     fn from(reject: Reject) -> Self {
         Self { reject, cause: Cow::Borrowed("") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_stands_for_a_reason_of_the_same_code() {
+        for code in CODES {
+            assert_eq!(by_code(code).unwrap().code(), *code);
+        }
+        assert_eq!(by_code("no_such_code"), None);
+    }
+
+    #[test]
+    fn codes_are_told_apart() {
+        let distinct: std::collections::BTreeSet<_> = CODES.iter().collect();
+        assert_eq!(distinct.len(), CODES.len());
+    }
+
+    #[test]
+    fn codes_of_other_crates_are_in_the_list() {
+        use kiro_core::signature::SignatureError;
+        for error in [
+            SignatureError::Missing,
+            SignatureError::Malformed(""),
+            SignatureError::Duplicate,
+            SignatureError::UnknownKey,
+            SignatureError::WrongAlgorithm,
+            SignatureError::Component(""),
+            SignatureError::Mismatch,
+            SignatureError::Expired { created: 0, expires: 0, now: 0 },
+            SignatureError::NotYetValid { created: 0, expires: 0, now: 0 },
+            SignatureError::Replayed,
+            SignatureError::DigestMismatch,
+            SignatureError::TrailersMissing,
+            SignatureError::TrailersOfAnother,
+        ] {
+            assert!(CODES.contains(&error.code()), "{}", error.code());
+        }
     }
 }

@@ -129,7 +129,6 @@ where
         .header_read_timeout(limits::HEAD)
         .max_header_size(limits::HEADER_BYTES)
         .max_headers(limits::HEADER_FIELDS)
-        .pipeline_flush(true)
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);

@@ -135,7 +135,7 @@ impl Worker {
         });
     }
 
-    /// Runs a TLS handshake within its limits; `None` where there are too many, or it takes too long.
+    /// Runs a TLS handshake within its limits; the caller boxes it, since its state is large and soon gone. `None` where there are too many, or it takes too long.
     pub(crate) async fn handshake<F: Future>(&self, handshake: F) -> Option<F::Output> {
         if self.handshakes.get() >= limits::HANDSHAKES_PER_WORKER {
             self.metrics.handshake_failed("tls_too_many");

@@ -187,7 +187,7 @@ impl fmt::Debug for ClientCore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCore")
             .field("leg", &self.rules.leg)
-            .field("expected", &self.rules.expected)
+            .field("expected", &self.expected())
             .finish_non_exhaustive()
     }
 }
@@ -315,3 +315,38 @@ macro_rules! connects {
 
 accepts!(MeshServer, LoopbackServer, IngressServer);
 connects!(MeshClient, LoopbackClient);
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+    use rustls::sign::CertifiedKey;
+    use rustls_pki_types::PrivateKeyDer;
+
+    use super::*;
+
+    fn core(leg: Leg) -> ServerCore {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::default().self_signed(&key).unwrap();
+        let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap();
+        let certificate = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![leaf.into()], key)));
+        ServerCore { certificate, rules: None, versions: &INGRESS_VERSIONS, alpn: &[H2], leg }
+    }
+
+    /// The handshakes of the tests outside see that nothing is resumed; each of several settings is enough for that alone.
+    #[test]
+    fn no_setting_leaves_room_for_resumption() {
+        let (config, _) = core(Leg::Ingress).config().unwrap();
+        assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+        assert!(!config.session_storage.can_cache());
+        assert!(!config.ticketer.enabled());
+    }
+
+    #[test]
+    fn the_post_quantum_hybrid_is_preferred() {
+        use rustls::NamedGroup;
+        let names: Vec<_> = provider().kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(names.first(), Some(&NamedGroup::X25519MLKEM768));
+        assert!(names.contains(&NamedGroup::X25519), "applications without it");
+    }
+}

@@ -183,3 +183,111 @@ impl fmt::Debug for EdgeSecrets {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    const TWO: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+    fn me() -> ServiceName {
+        ServiceName::parse("profile").unwrap()
+    }
+
+    fn entry(source: &str, target: &str, epoch: u32, secret: &str) -> String {
+        format!(r#"{{"source":"{source}","target":"{target}","epoch":{epoch},"secret":"{secret}"}}"#)
+    }
+
+    fn file(entries: &[String]) -> String {
+        format!(r#"{{"version":1,"edges":[{}]}}"#, entries.join(","))
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text.as_bytes(), &me()).expect_err("refused").to_string()
+    }
+
+    /// Tells secrets apart, which show nothing of themselves.
+    fn same(secret: &EdgeSecret, byte: u8, keyid: &KeyId) -> bool {
+        use kiro_core::signature::{ConnectionKey, Head, Signer};
+        let sign = |secret: &EdgeSecret| {
+            let key = ConnectionKey::derive(secret, &[0; 32], keyid);
+            let mut headers = Default::default();
+            let head = Head { method: "GET", authority: "auth", path: "/", query: None };
+            Signer::new(key, keyid.clone()).sign(&head, &mut headers, 1).unwrap();
+            headers
+        };
+        sign(secret) == sign(&EdgeSecret::from_bytes([byte; 32]))
+    }
+
+    #[test]
+    fn each_edge_is_found_from_its_other_end() {
+        let text = file(&[
+            entry("dashboard", "profile", 1, ONE),
+            entry("profile", "auth", 1, TWO),
+            entry("profile", "profile", 1, ONE),
+        ]);
+        let secrets = parse(text.as_bytes(), &me()).unwrap();
+        let (keyid, secret) = secrets.signing("auth").unwrap();
+        assert!(keyid.to_string() == "profile>auth#1" && same(secret, 2, keyid));
+        assert!(secrets.signing("dashboard").is_none(), "that edge ends here");
+        let verifying: Vec<_> = secrets.verifying("dashboard").collect();
+        assert!(verifying.len() == 1 && same(verifying[0].1, 1, verifying[0].0));
+        assert_eq!(secrets.verifying("auth").count(), 0, "that edge starts here");
+        assert!(secrets.signing("profile").is_some() && secrets.verifying("profile").count() == 1);
+    }
+
+    #[test]
+    fn the_epoch_that_is_listed_first_signs_and_all_verify() {
+        let both = |source, target| [entry(source, target, 2, TWO), entry(source, target, 1, ONE)];
+        let text = file(&[both("profile", "auth"), both("auth", "profile")].concat());
+        let secrets = parse(text.as_bytes(), &me()).unwrap();
+        let (keyid, secret) = secrets.signing("auth").unwrap();
+        assert!(keyid.epoch == 2 && same(secret, 2, keyid));
+        let epochs: Vec<_> = secrets.verifying("auth").map(|(keyid, _)| keyid.epoch).collect();
+        assert_eq!(epochs, [2, 1]);
+    }
+
+    #[test]
+    fn what_can_not_be_used_is_refused_and_not_shown() {
+        let good = entry("profile", "auth", 1, ONE);
+        let cases = [
+            ("nonsense".to_owned(), "not the JSON that is expected, at line 1"),
+            (r#"{"version":2,"edges":[]}"#.to_owned(), "version is 2"),
+            (r#"{"version":1}"#.to_owned(), "not the JSON"),
+            (r#"{"version":1,"edges":[],"more":1}"#.to_owned(), "not the JSON"),
+            (file(&[good.clone(), good.clone()]), "entry 2 (profile>auth#1) stands twice"),
+            (
+                file(&[good.clone(), entry("dashboard", "auth", 1, ONE)]),
+                "entry 2 (dashboard>auth#1) is of an edge",
+            ),
+            (file(&[entry("Profile", "auth", 1, ONE)]), "bad source"),
+            (file(&[entry("profile", "ingress", 1, ONE)]), "bad target"),
+            (file(&[entry("profile", "auth", 1, "")]), "no secret of 32 bytes"),
+            (file(&[entry("profile", "auth", 1, &ONE[4..])]), "no secret of 32 bytes"),
+            (
+                file(&[entry("profile", "auth", 1, &format!("{}AQ==", &ONE[..44].replace('=', "A")))]),
+                "no secret of 32 bytes",
+            ),
+            (file(&[entry("profile", "auth", 1, &ONE.repeat(3))]), "no secret of 32 bytes"),
+            (file(&[entry("profile", "auth", 1, &ONE.replace('A', "!"))]), "no secret of 32 bytes"),
+            (file(&[good.replace(r#""epoch":1"#, r#""epoch":-1"#)]), "not the JSON"),
+            (file(&[good.replace(r#""epoch":1"#, r#""epoch":1,"more":1"#)]), "not the JSON"),
+        ];
+        for (text, says) in cases {
+            let error = refused(&text);
+            assert!(error.contains(says), "{text}\n{error}");
+            assert!(!error.contains("AQEB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_edges_and_no_secrets() {
+        let text = file(&[entry("profile", "auth", 1, ONE)]);
+        let shown = format!("{:?}", parse(text.as_bytes(), &me()).unwrap());
+        assert!(
+            shown.contains("profile>auth#1") && !shown.contains("AQEB") && !shown.contains("1, 1"),
+            "{shown}"
+        );
+    }
+}

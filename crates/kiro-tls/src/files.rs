@@ -120,6 +120,16 @@ pub(crate) struct Stamp {
     inode: u64,
 }
 
+/// A file system keeps times by its kernel's tick: what is written twice within one has the same stamp both times.
+const TICK_SECONDS_MAX: i64 = 1;
+
+impl Stamp {
+    /// Whether the file could still change without its stamp telling. True too where its clock is ahead of ours.
+    pub(crate) fn is_fresh(&self, now_unix: i64) -> bool {
+        self.modified.0.max(self.changed.0) + TICK_SECONDS_MAX >= now_unix
+    }
+}
+
 /// `None` where the file is not there.
 pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = path.metadata().ok()?;
@@ -134,6 +144,14 @@ pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stamp_is_trusted_once_its_tick_is_over() {
+        let stamp = Stamp { modified: (100, 7), changed: (105, 0), bytes: 1, inode: 1 };
+        for (now, fresh) in [(0, true), (105, true), (106, true), (107, false), (1000, false)] {
+            assert_eq!(stamp.is_fresh(now), fresh, "{now}");
+        }
+    }
 
     #[test]
     fn keys_that_others_can_reach_are_refused() {

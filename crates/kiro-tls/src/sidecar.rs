@@ -66,9 +66,19 @@ impl SidecarFiles {
 }
 
 /// The stamps of a directory's files, in a fixed order.
-pub(crate) fn stamps(directory: &Path) -> [Option<Stamp>; 6] {
-    [files::CA, files::LEAF, files::KEY, files::EDGES, files::INGRESS, files::INGRESS_KEY]
-        .map(|name| files::stamp(&directory.join(name)))
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamps([Option<Stamp>; 6]);
+
+impl Stamps {
+    pub(crate) fn of(directory: &Path) -> Self {
+        let names = [files::CA, files::LEAF, files::KEY, files::EDGES, files::INGRESS, files::INGRESS_KEY];
+        Self(names.map(|name| files::stamp(&directory.join(name))))
+    }
+
+    /// Whether one of the files could change without its stamp telling.
+    pub(crate) fn any_fresh(&self, now_unix: i64) -> bool {
+        self.0.iter().flatten().any(|stamp| stamp.is_fresh(now_unix))
+    }
 }
 
 /// The ingress's two files, by content.

@@ -4,7 +4,7 @@
 //! A renewal that can't be used changes nothing but the log, which says so once: after the files have stood still for one poll,
 //! since a writer replaces several files one after the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::expiry::{ExpiryLevel, expiry_warning};
 use crate::facts::{LeafFacts, instant};
-use crate::files::{Place, Stamp};
+use crate::files::Place;
 use crate::identity::IdentityError;
-use crate::sidecar::{SidecarFiles, SidecarIdentity, SidecarSource, stamps};
+use crate::sidecar::{SidecarFiles, SidecarIdentity, SidecarSource, Stamps};
 
 /// How often files are looked at: a change shall hold within a second, and a bad one is told after two looks.
 pub const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -38,7 +38,7 @@ pub fn watch_sidecar(
         }
         SidecarSource::Directory(directory) => {
             // Stamps first: what changes while we read differs from them, and is read again.
-            let loaded_stamps = stamps(&directory);
+            let loaded = Loaded::now(&directory);
             let files = SidecarFiles::read(&directory)?;
             let identity = SidecarIdentity::build(&files, &expected, 1, &Place::directory(&directory))?;
             let follower = Follower {
@@ -46,7 +46,7 @@ pub fn watch_sidecar(
                 expected,
                 generation: 1,
                 digest: files.digest(),
-                stamps: loaded_stamps,
+                loaded,
                 trouble: None,
                 expiry: ExpiryLog::default(),
             };
@@ -57,17 +57,30 @@ pub fn watch_sidecar(
     }
 }
 
-type Stamps = [Option<Stamp>; 6];
-
 struct Follower {
     directory: PathBuf,
     expected: SpiffeId,
     generation: u64,
     digest: [u8; 32],
-    stamps: Stamps,
+    /// What the files were like just before they were read.
+    loaded: Loaded,
     /// The last look's files could not be used.
     trouble: Option<Trouble>,
     expiry: ExpiryLog,
+}
+
+#[derive(Clone, Copy)]
+struct Loaded {
+    stamps: Stamps,
+    /// One of the files was so new that its stamp may not tell of the next change.
+    fresh: bool,
+}
+
+impl Loaded {
+    fn now(directory: &Path) -> Self {
+        let stamps = Stamps::of(directory);
+        Self { stamps, fresh: stamps.any_fresh(OffsetDateTime::now_utc().unix_timestamp()) }
+    }
 }
 
 struct Trouble {
@@ -94,20 +107,20 @@ impl Follower {
     /// One look at the files. What could not be used is tried again at each look (a certificate may not be valid yet); what was
     /// taken is read again only when a stamp has changed.
     fn look(&mut self) -> Option<SidecarIdentity> {
-        let now = stamps(&self.directory);
-        if self.trouble.is_none() && now == self.stamps {
+        let now = Loaded::now(&self.directory);
+        if self.trouble.is_none() && now.stamps == self.loaded.stamps && !self.loaded.fresh {
             return None;
         }
         match self.load() {
             Ok(identity) => {
-                self.stamps = now;
+                self.loaded = now;
                 if self.trouble.take().is_some_and(|trouble| trouble.told) && identity.is_none() {
                     tracing::info!(target: "kiro::reload", service = self.expected.service.as_str(), "certificates are again the ones that run");
                 }
                 identity
             }
             Err(error) => {
-                self.note(now, &error);
+                self.note(now.stamps, &error);
                 None
             }
         }

@@ -3,7 +3,10 @@
 /// The sentence for a code.
 pub(crate) fn of(code: &str) -> &'static str {
     let found = MEANINGS.iter().find(|(known, _)| *known == code);
-    found.map_or("a code that this version of the command does not know: see the sidecars' logs", |(_, meaning)| meaning)
+    found.map_or(
+        "a code that this version of the command does not know: see the sidecars' logs",
+        |(_, meaning)| meaning,
+    )
 }
 
 /// Every code of a sidecar.
@@ -11,7 +14,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("authority_invalid", "the host is not the name of a service: no address, no user, no odd characters"),
     ("host_missing", "HTTP/1.1 without a Host field"),
     ("host_duplicate", "several Host fields"),
-    ("path_invalid", "the path holds `.` or `..` segments, NUL, a broken %-escape or bytes outside ASCII; no policy could judge it"),
+    (
+        "path_invalid",
+        "the path holds `.` or `..` segments, NUL, a broken %-escape or bytes outside ASCII; no policy could judge it",
+    ),
     ("message_invalid", "the message could not be read as HTTP"),
     ("header_invalid", "a header field can't be carried to the other side"),
     ("headers_too_large", "the header block is over its limit of 64 KiB"),
@@ -19,41 +25,74 @@ const MEANINGS: &[(&str, &str)] = &[
     ("upgrade_unsupported", "`websocket` is the only upgrade that is carried"),
     ("service_is_tcp", "the service is declared `protocol: tcp`: reach it by CONNECT"),
     ("tls_in_tunnel", "TLS inside a tunnel to an HTTP service: speak plain HTTP in it, the sidecars encrypt"),
-    ("signature_label_taken", "the request has a signature under the label `kiro`, which is the sidecars' own"),
-    ("misdirected", "the request came to the sidecar of another service: is the name right in DNS and in `endpoints`?"),
+    (
+        "signature_label_taken",
+        "the request has a signature under the label `kiro`, which is the sidecars' own",
+    ),
+    (
+        "misdirected",
+        "the request came to the sidecar of another service: is the name right in DNS and in `endpoints`?",
+    ),
     ("service_unknown", "the mesh file has no service of this name: see `services`"),
     ("host_external", "the host is outside the mesh, and sidecars are no way out of it"),
     ("policy_no_edge", "no allow line lets this caller call this service: see `allow` in the mesh file"),
-    ("policy_method", "this caller may call this service, but not with this method: see `methods` in the allow line"),
+    (
+        "policy_method",
+        "this caller may call this service, but not with this method: see `methods` in the allow line",
+    ),
     ("policy_path", "this caller may call this service, but not on this path: see `paths` in the allow line"),
-    ("policy_ambiguous_path", "the path can be read in two ways (//, %2F, %5C, \\ or ;), and the allow line has `paths`"),
+    (
+        "policy_ambiguous_path",
+        "the path can be read in two ways (//, %2F, %5C, \\ or ;), and the allow line has `paths`",
+    ),
     ("policy_tunnel", "a tunnel would get round the methods or paths of the allow line"),
-    ("signature_missing", "the callee's sidecar wants a signature and there was none: is `signatures` the same at both ends?"),
+    (
+        "signature_missing",
+        "the callee's sidecar wants a signature and there was none: is `signatures` the same at both ends?",
+    ),
     ("signature_malformed", "the callee's sidecar could not read the signature"),
     ("signature_duplicate", "the request had two signatures of sidecars"),
-    ("signature_unknown_key", "the callee's sidecar does not know the key: run `kiro certs` so that both have the same edge secrets"),
+    (
+        "signature_unknown_key",
+        "the callee's sidecar does not know the key: run `kiro certs` so that both have the same edge secrets",
+    ),
     ("signature_algorithm", "the signature names another algorithm than the mesh's"),
     ("signature_component", "the signature does not cover what it must"),
-    ("signature_mismatch", "something was changed on the way, or the two sidecars have different edge secrets"),
+    (
+        "signature_mismatch",
+        "something was changed on the way, or the two sidecars have different edge secrets",
+    ),
     ("signature_expired", "the signature was too old: compare the clocks of both hosts"),
     ("signature_not_yet_valid", "the signature was from the future: compare the clocks of both hosts"),
     ("signature_replayed", "the same request came twice on one connection"),
     ("signature_digest", "the body is not the one that was signed"),
     ("signature_trailers", "the body did not end with a signature that holds"),
-    ("edge_secret_missing", "this sidecar has no secret for the edge: run `kiro certs` after adding a service"),
+    (
+        "edge_secret_missing",
+        "this sidecar has no secret for the edge: run `kiro certs` after adding a service",
+    ),
     ("queue_full", "too many requests wait for this service"),
     ("name_unresolved", "DNS does not know the service: is its pod running? `docker compose ps`"),
-    ("upstream_connect", "nobody accepts connections on the mesh port of the service's pod: is its sidecar running?"),
+    (
+        "upstream_connect",
+        "nobody accepts connections on the mesh port of the service's pod: is its sidecar running?",
+    ),
     ("upstream_reset", "the callee's sidecar broke off without an answer: see its log"),
     ("upstream_timeout", "no answer within the service's `traffic.timeout`"),
     ("app_connect", "the callee's sidecar is there, but its application does not accept connections"),
     ("app_reset", "the callee's application broke off without an answer"),
     ("app_timeout", "the callee's application did not answer in time"),
     ("tls_no_certificate", "a peer showed no certificate"),
-    ("tls_unknown_issuer", "a peer's certificate is from another authority: run `kiro certs` and give both sides the same certs/"),
+    (
+        "tls_unknown_issuer",
+        "a peer's certificate is from another authority: run `kiro certs` and give both sides the same certs/",
+    ),
     ("tls_expired", "a peer's certificate is over: run `kiro certs`"),
     ("tls_not_yet_valid", "a peer's certificate is not valid yet: compare the clocks of both hosts"),
-    ("tls_wrong_identity", "the peer is another service than the one that was called: see the sidecar's log for which"),
+    (
+        "tls_wrong_identity",
+        "the peer is another service than the one that was called: see the sidecar's log for which",
+    ),
     ("tls_trust_domain", "the peer belongs to another mesh: see `trust_domain`"),
     ("tls_app_leaf", "an application's certificate where only a sidecar's may stand"),
     ("tls_version", "the peer speaks no TLS 1.3"),

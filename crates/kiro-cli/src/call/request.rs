@@ -11,7 +11,9 @@ use http_body_util::Full;
 use crate::failure::{Failure, USAGE};
 
 /// The request, in curl's words.
+// clap names a group after the struct, and there may be but one `Arguments`.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// For example http://auth/verify: the host is a service's name. Plain `http`, the sidecars encrypt.
     url: String,
@@ -37,7 +39,11 @@ impl Arguments {
         let default = if self.data.is_some() { Method::POST } else { Method::GET };
         let method = self.method.clone().unwrap_or(default);
         if method == Method::CONNECT {
-            return Err(Failure::new(USAGE, "CONNECT opens a tunnel, which this is not for", "leave -X CONNECT out"));
+            return Err(Failure::new(
+                USAGE,
+                "CONNECT opens a tunnel, which this is not for",
+                "leave -X CONNECT out",
+            ));
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let mut request = Request::new(Full::new(body));
@@ -55,10 +61,12 @@ impl Arguments {
             })?;
             fields.append(name, value);
         }
-        let host = HeaderValue::from_str(authority)
-            .map_err(|_| Failure::new(USAGE, format!("`{authority}` is no host"), "write a service's name"))?;
+        let host = HeaderValue::from_str(authority).map_err(|_| {
+            Failure::new(USAGE, format!("`{authority}` is no host"), "write a service's name")
+        })?;
         let agent = HeaderValue::from_static(concat!("kiro-call/", env!("CARGO_PKG_VERSION")));
-        let json = self.data.is_some().then_some((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+        let json =
+            self.data.is_some().then_some((CONTENT_TYPE, HeaderValue::from_static("application/json")));
         let defaults = [(HOST, host), (USER_AGENT, agent), (ACCEPT, HeaderValue::from_static("*/*"))];
         for (name, value) in defaults.into_iter().chain(json) {
             fields.entry(name).or_insert(value);
@@ -85,7 +93,8 @@ impl Arguments {
 }
 
 fn uri(url: &str) -> Result<Uri, Failure> {
-    let wrong = |what: String| Err(Failure::new(USAGE, what, "write http://SERVICE/PATH, as in http://auth/verify"));
+    let wrong =
+        |what: String| Err(Failure::new(USAGE, what, "write http://SERVICE/PATH, as in http://auth/verify"));
     let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     match with_scheme.parse::<Uri>() {
         Ok(uri) if uri.scheme() == Some(&Scheme::HTTP) && uri.authority().is_some() => Ok(uri),
@@ -124,7 +133,8 @@ mod tests {
         let request = made(line).unwrap();
         assert_eq!((request.method().as_str(), request.uri().to_string().as_str()), (method, target));
         for (name, value) in fields {
-            let found: Vec<_> = request.headers().get_all(*name).iter().map(|v| v.to_str().unwrap()).collect();
+            let found: Vec<_> =
+                request.headers().get_all(*name).iter().map(|v| v.to_str().unwrap()).collect();
             assert_eq!(found.join(" + "), *value, "{name}");
         }
     }
@@ -139,19 +149,29 @@ mod tests {
 
     #[test]
     fn data_makes_a_post_of_json_unless_told_otherwise() {
-        check(&["auth/verify", "-d", "{}"], "POST", "http://auth/verify", &[("content-type", "application/json")]);
-        check(&["auth/v", "-d", "a=1", "-X", "PUT", "-H", "Content-Type: text/plain"], "PUT", "http://auth/v", &[
-            ("content-type", "text/plain"),
-        ]);
+        check(
+            &["auth/verify", "-d", "{}"],
+            "POST",
+            "http://auth/verify",
+            &[("content-type", "application/json")],
+        );
+        check(
+            &["auth/v", "-d", "a=1", "-X", "PUT", "-H", "Content-Type: text/plain"],
+            "PUT",
+            "http://auth/v",
+            &[("content-type", "text/plain")],
+        );
         check(&["auth/v"], "GET", "http://auth/v", &[("content-type", "")]);
     }
 
     #[test]
     fn fields_are_sent_as_often_as_they_are_given_and_may_lie_about_the_host() {
-        check(&["auth/v", "-H", "x-a: 1", "-H", "X-A:2", "-H", "host: profile"], "GET", "http://auth/v", &[
-            ("x-a", "1 + 2"),
-            ("host", "profile"),
-        ]);
+        check(
+            &["auth/v", "-H", "x-a: 1", "-H", "X-A:2", "-H", "host: profile"],
+            "GET",
+            "http://auth/v",
+            &[("x-a", "1 + 2"), ("host", "profile")],
+        );
     }
 
     #[test]

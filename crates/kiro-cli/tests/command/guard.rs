@@ -73,7 +73,11 @@ fn a_command_whose_network_is_gone_is_ended_not_at_once_but_surely() {
     let (listing, ready) = (dir.path().join("dev"), dir.path().join("ready"));
     list(&listing, &["lo", "eth0"]);
     // Deaf to SIGTERM: it has to be killed.
-    let script = format!("trap 'touch {}.told' TERM; touch {}; while :; do sleep 0.05; done", ready.display(), ready.display());
+    let script = format!(
+        "trap 'touch {}.told' TERM; touch {}; while :; do sleep 0.05; done",
+        ready.display(),
+        ready.display()
+    );
     let mut command = kiro();
     command.args(["guard", "--interfaces"]).arg(&listing).args(["--", "/bin/sh", "-c", &script]);
     let mut running = Running::start(&mut command);
@@ -97,7 +101,10 @@ fn a_command_that_ends_by_itself_after_its_network_has_gone_asks_to_be_started_a
     list(&listing, &["lo", "eth0"]);
     let script = format!("trap 'exit 0' TERM; touch {}; while :; do sleep 0.05; done", ready.display());
     let mut command = kiro();
-    command.args(["guard", "--grace", "60", "--interfaces"]).arg(&listing).args(["--", "/bin/sh", "-c", &script]);
+    command
+        .args(["guard", "--grace", "60", "--interfaces"])
+        .arg(&listing)
+        .args(["--", "/bin/sh", "-c", &script]);
     let mut running = Running::start(&mut command);
     wait_for("the script runs", || there(&ready));
     list(&listing, &["lo"]);

@@ -7,7 +7,10 @@
     reason = "helpers of tests, where a panic is a failed test"
 )]
 
+mod call;
+mod check;
 mod guard;
 mod pod;
 mod probe;
+mod sidecar;
 mod support;

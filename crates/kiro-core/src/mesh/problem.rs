@@ -9,6 +9,9 @@ const PROBLEMS_MAX: usize = 100;
 /// A value or key is shown up to this length.
 const SHOWN_CHARACTERS_MAX: usize = 120;
 
+/// A word that is meant for another one is at most so many letters away from it.
+const DISTANCE_MAX: usize = 2;
+
 /// Everything that is wrong in a mesh file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
@@ -170,6 +173,28 @@ impl Found {
         Reported(())
     }
 
+    /// The candidate that was probably meant, if one is near: up to two letters added, lost or changed.
+    ///
+    /// Nobody is looked for when the problem won't be told: a file can have as many wrong words as right ones.
+    pub(super) fn nearest<'c>(
+        &self,
+        word: &str,
+        candidates: impl IntoIterator<Item = &'c str>,
+    ) -> Option<&'c str> {
+        if self.problems.len() >= PROBLEMS_MAX {
+            return None;
+        }
+        candidates
+            .into_iter()
+            .filter_map(|candidate| {
+                Some((distance(word.as_bytes(), candidate.as_bytes(), DISTANCE_MAX)?, candidate))
+            })
+            // A word of two letters is two changes away from every other one.
+            .filter(|(distance, candidate)| *distance < candidate.len().min(word.len()))
+            .min_by_key(|(distance, _)| *distance)
+            .map(|(_, candidate)| candidate)
+    }
+
     /// Whether nothing is wrong so far.
     pub(super) fn is_empty(&self) -> bool {
         self.problems.is_empty()
@@ -193,44 +218,25 @@ impl Found {
     }
 }
 
-/// The candidate that was probably meant, if one is near: up to two letters added, lost or changed.
-pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    const DISTANCE_MAX: usize = 2;
-    candidates
-        .into_iter()
-        .filter_map(|candidate| Some((distance(word, candidate, DISTANCE_MAX)?, candidate)))
-        // A word of two letters is two changes away from every other one.
-        .filter(|(distance, candidate)| *distance < candidate.len().min(word.len()))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// The Levenshtein distance of two words, in bytes and without regard to case; none over `limit`.
-fn distance(left: &str, right: &str, limit: usize) -> Option<usize> {
-    if left.len().abs_diff(right.len()) > limit {
-        return None;
-    }
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (place, byte) in left.bytes().enumerate() {
-        let mut diagonal = place;
-        let mut before = place + 1;
-        let mut least = before;
-        for (cell, other) in row.iter_mut().skip(1).zip(right.bytes()) {
-            let changed = diagonal + usize::from(!byte.eq_ignore_ascii_case(&other));
-            diagonal = *cell;
-            before = changed.min(*cell + 1).min(before + 1);
-            *cell = before;
-            least = least.min(before);
-        }
-        if let Some(first) = row.first_mut() {
-            *first = place + 1;
-        }
-        // Distances never shrink from row to row, so the rest can't bring it back under the limit.
-        if least > limit {
-            return None;
+/// The distance of two words, in bytes and without regard to case (Levenshtein's); none over `limit`. It branches at a difference
+/// alone, so its cost is the words' length times `3^limit`, whatever they are.
+fn distance(mut left: &[u8], mut right: &[u8], limit: usize) -> Option<usize> {
+    loop {
+        match (left.split_first(), right.split_first()) {
+            (None, _) => return Some(right.len()).filter(|distance| *distance <= limit),
+            (_, None) => return Some(left.len()).filter(|distance| *distance <= limit),
+            (Some((l, after_left)), Some((r, after_right))) if l.eq_ignore_ascii_case(r) => {
+                (left, right) = (after_left, after_right);
+            }
+            (Some((_, after_left)), Some((_, after_right))) => {
+                let limit = limit.checked_sub(1)?;
+                let changed = distance(after_left, after_right, limit);
+                let lost = distance(after_left, right, limit);
+                let added = distance(left, after_right, limit);
+                return [changed, lost, added].into_iter().flatten().min().map(|rest| rest + 1);
+            }
         }
     }
-    row.last().copied().filter(|distance| *distance <= limit)
 }
 
 #[cfg(test)]
@@ -252,7 +258,7 @@ mod tests {
             ("po", None),
             ("xy", None),
         ] {
-            assert_eq!(nearest(word, words), expected, "{word}");
+            assert_eq!(Found::default().nearest(word, words), expected, "{word}");
         }
     }
 
@@ -269,10 +275,10 @@ mod tests {
             ("kitten", "sitting", None),
             ("abcd", "dcba", None),
         ] {
-            assert_eq!(distance(left, right, 2), expected, "{left} {right}");
-            assert_eq!(distance(right, left, 2), expected, "{right} {left}");
+            assert_eq!(distance(left.as_bytes(), right.as_bytes(), 2), expected, "{left} {right}");
+            assert_eq!(distance(right.as_bytes(), left.as_bytes(), 2), expected, "{right} {left}");
         }
-        assert_eq!(distance("kitten", "sitting", 9), Some(3));
+        assert_eq!(distance(b"kitten", b"sitting", 9), Some(3));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::problem::{Found, Path, Place, Read, Reported, nearest};
+use super::problem::{Found, Path, Place, Read, Reported};
 use super::tree::{Entry, Node, Value};
 
 /// Longer waits are what `off` is for.
@@ -51,7 +51,7 @@ impl<'n> Spot<'n> {
             if known.contains(&&*entry.key) {
                 continue;
             }
-            let fix = match nearest(&entry.key, known.iter().copied()) {
+            let fix = match found.nearest(&entry.key, known.iter().copied()) {
                 Some(meant) => format!("write `{meant}` if that was meant, or take the key out"),
                 None => format!("take it out; the keys here are {}", listed(known)),
             };
@@ -144,7 +144,7 @@ impl<'n> Spot<'n> {
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Ok(*value);
         }
-        let fix = match nearest(text, known) {
+        let fix = match found.nearest(text, known) {
             Some(meant) => format!("write `{meant}`"),
             None => format!("write one of {all}"),
         };

@@ -7,7 +7,7 @@ mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::problem::{Found, Place, Read, Reported, nearest};
+use super::problem::{Found, Place, Read, Reported};
 use super::read::{Fields, Spot};
 use super::tree::Node;
 use super::{Mesh, Mode, Service, Signatures};
@@ -46,7 +46,7 @@ impl Declared {
         if let Some(reported) = self.bad_names.get(word) {
             return Err(*reported);
         }
-        let fix = match nearest(word, self.services.keys().map(ServiceName::as_str)) {
+        let fix = match found.nearest(word, self.services.keys().map(ServiceName::as_str)) {
             Some(meant) => format!("write `{meant}` if that was meant, or add the service under `services`"),
             None => "add it under `services`, or take the line out".to_owned(),
         };

@@ -290,3 +290,15 @@ fn a_file_of_nothing_but_mistakes_is_told_in_short() {
     assert_eq!(problems.len(), 101);
     assert_eq!(problems.last().unwrap().what, "19902 more problems are left out");
 }
+
+#[test]
+fn many_wrong_words_beside_many_services_are_told_soon() {
+    // Names that differ first at their ends are the dearest to compare; all with all would take minutes.
+    let services: String =
+        (0..9000).map(|n| format!("  {}{n}: {{ app: {{ port: 1 }} }}\n", "a".repeat(55))).collect();
+    let lines: String =
+        (0..2000).map(|n| format!("  - {{ from: {}{n}, to: x }}\n", "a".repeat(52))).collect();
+    let text = format!("trust_domain: d\nservices:\n{services}allow:\n{lines}");
+    let Problems(problems) = parse(&text).expect_err("no service of that name");
+    assert_eq!(problems.last().unwrap().what, "3900 more problems are left out");
+}

@@ -1,7 +1,16 @@
 //! Whole meshes in one process: real sockets, TLS, signatures and policy. One story a file.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests say what they expect"
+)]
 
+mod client;
 mod support;
 
+mod framing;
 mod happy;
+mod requests;

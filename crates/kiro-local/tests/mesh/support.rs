@@ -1,10 +1,10 @@
 //! A mesh to test: services with sidecars, applications to put behind them, and what was logged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,12 +16,14 @@ use hyper_util::rt::TokioIo;
 use kiro_core::identity::ServiceName;
 use kiro_local::{LocalMesh, MeshOptions};
 use kiro_proxy::{Addresses, Listen, MeshSource};
-use kiro_telemetry::log::{Format, LogSink};
+use kiro_telemetry::log::{EventLayer, Format, LogSink};
 use kiro_telemetry::trace::Tracing;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// How long a test waits for something that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,7 +32,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Spec {
     /// Lines at the top: `mode: audit`, `signatures: off`.
     pub(crate) top: &'static str,
-    /// Each service's name, and what stands in its entry beside `app.port`, which is filled in for `{port}`.
+    /// Each service's name, and its entry. The application's port is filled in for `{port}`, free ones for `{ingress}` and
+    /// `{ingress_tls}`; `endpoints` is added, but for an entry that has one, and for one with `{dns}`, whose place is asked of DNS.
     pub(crate) services: Vec<(&'static str, &'static str)>,
     /// The lines below `allow:`.
     pub(crate) allow: &'static str,
@@ -52,6 +55,8 @@ impl Spec {
 pub(crate) struct Ports {
     pub(crate) app: u16,
     pub(crate) inbound: u16,
+    pub(crate) ingress: u16,
+    pub(crate) ingress_tls: u16,
 }
 
 /// A running mesh.
@@ -64,11 +69,19 @@ pub(crate) struct World {
     apps: Vec<JoinHandle<()>>,
 }
 
-/// Ports that were free a moment ago. They are held until all are chosen, so that none is chosen twice.
+/// Ports that were free a moment ago. None is given twice in this process, since tests run in parallel and some ports of a mesh
+/// are to stay closed.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let held: Vec<StdListener> = (0..N).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
-    let ports: Vec<u16> = held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-    ports.try_into().unwrap()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    std::array::from_fn(|_| {
+        loop {
+            let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if given.insert(port) {
+                return port;
+            }
+        }
+    })
 }
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -89,8 +102,8 @@ impl World {
             .services
             .iter()
             .map(|(name, _)| {
-                let [app, inbound] = free_ports();
-                (*name, Ports { app, inbound })
+                let [app, inbound, ingress, ingress_tls] = free_ports();
+                (*name, Ports { app, inbound, ingress, ingress_tls })
             })
             .collect();
         let directory = tempfile::tempdir().unwrap();
@@ -100,8 +113,13 @@ impl World {
         let places = ports
             .iter()
             .map(|(name, ports)| {
-                let listen =
-                    Listen { outbound: at(0), inbound: at(ports.inbound), ingress: LOOPBACK, admin: at(0), health: at(0) };
+                let listen = Listen {
+                    outbound: at(0),
+                    inbound: at(ports.inbound),
+                    ingress: LOOPBACK,
+                    admin: at(0),
+                    health: at(0),
+                };
                 (ServiceName::parse(name).unwrap(), listen)
             })
             .collect();
@@ -139,6 +157,11 @@ impl World {
     /// Where a sidecar listens.
     pub(crate) fn addresses(&self, service: &str) -> &Addresses {
         self.mesh.sidecars.get(service).unwrap().addresses()
+    }
+
+    /// Takes an application's port, for one that does not speak HTTP.
+    pub(crate) async fn listen(&self, service: &str) -> TcpListener {
+        TcpListener::bind(at(self.ports[service].app)).await.unwrap()
     }
 
     /// Puts an application behind a sidecar.
@@ -196,6 +219,19 @@ impl World {
         Answer::parse(&self.raw_outbound(service, request.as_bytes()).await)
     }
 
+    /// What a sidecar's admin port answers.
+    pub(crate) async fn admin(&self, service: &str, path: &str) -> Answer {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        Answer::parse(&raw(self.addresses(service).admin, request.as_bytes()).await)
+    }
+
+    /// A number from a sidecar's metrics: `series` is all of a line that stands before it.
+    pub(crate) async fn metric(&self, service: &str, series: &str) -> u64 {
+        let metrics = self.admin(service, "/metrics").await.body;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// Ends the mesh.
     pub(crate) async fn stop(self) -> bool {
         let clean = self.mesh.stop().await;
@@ -212,8 +248,15 @@ fn mesh_text(spec: &Spec, allow: &str, ports: &BTreeMap<&'static str, Ports>) ->
         .iter()
         .map(|(name, entry)| {
             let ports = &ports[name];
-            let entry = entry.replace("{port}", &ports.app.to_string());
-            format!("  {name}: {{ {entry}, endpoints: [\"127.0.0.1:{}\"] }}\n", ports.inbound)
+            let endpoints = format!(", endpoints: [\"127.0.0.1:{}\"]", ports.inbound);
+            let placed = entry.contains("{dns}") || entry.contains("endpoints:");
+            let endpoints = if placed { "" } else { &endpoints };
+            let entry = entry
+                .replace("{dns}", "")
+                .replace("{port}", &ports.app.to_string())
+                .replace("{ingress}", &ports.ingress.to_string())
+                .replace("{ingress_tls}", &ports.ingress_tls.to_string());
+            format!("  {name}: {{ {entry}{endpoints} }}\n")
         })
         .collect();
     format!("trust_domain: test.mesh\n{}\nservices:\n{services}allow:\n{allow}\n", spec.top)
@@ -317,20 +360,54 @@ impl Logs {
     pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
         let bytes = self.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+            .collect()
     }
 
     /// Waits for a line that fits.
-    pub(crate) async fn wait_for(&self, what: &str, fits: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    pub(crate) async fn wait_for(
+        &self,
+        what: &str,
+        fits: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        self.wait_for_after(0, what, fits).await
+    }
+
+    /// The same, after the first `before` lines.
+    pub(crate) async fn wait_for_after(
+        &self,
+        before: usize,
+        what: &str,
+        fits: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         let begin = Instant::now();
         loop {
-            if let Some(line) = self.lines().into_iter().find(|line| fits(line)) {
+            if let Some(line) = self.lines().into_iter().skip(before).find(|line| fits(line)) {
                 return line;
             }
             assert!(begin.elapsed() < PATIENCE, "no line {what} among {:#?}", self.lines());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// The events of all meshes of this process, beside their access lines. Tests run in parallel: services with names of their own
+/// tell one mesh from another. Call it before the mesh starts.
+pub(crate) fn events() -> Logs {
+    static EVENTS: OnceLock<Logs> = OnceLock::new();
+    let install = || {
+        let logs = Logs::default();
+        let sink = LogSink::new(logs.clone(), Format::Json, None).unwrap();
+        let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(EventLayer::new(
+            sink,
+            Format::Json,
+            None,
+        ));
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        logs
+    };
+    EVENTS.get_or_init(install).clone()
 }
 
 /// Waits until a condition holds.

@@ -38,7 +38,7 @@ pub(crate) async fn connect(
         remote: Some(address),
         direction: "outbound",
     };
-    let Some(handshake) = worker.handshake(tls.connect(stream, &context)).await else {
+    let Some(handshake) = worker.handshake(Box::pin(tls.connect(stream, &context))).await else {
         return Err(Refused::new(
             Reject::UpstreamTls("tls_timeout"),
             format!("no TLS handshake with {address} in time"),

@@ -1,0 +1,44 @@
+//! A crash of any one container heals by itself.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{SERVICES, curl, every_container, ingress, inspect, pod, wait_for};
+
+/// From the crash to the first request that is served by all that died.
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
+
+fn process(container: &str) -> i32 {
+    inspect(container)["State"]["Pid"].as_i64().unwrap().try_into().unwrap()
+}
+
+fn serves() -> bool {
+    curl(&["--max-time", "1", &ingress("/dashboard/alice")]).0 == 200
+}
+
+#[test]
+#[ignore = "needs the containers: docker/test runs it"]
+fn a_crash_of_any_one_container_heals_by_itself() {
+    for container in every_container() {
+        wait_for("the mesh serves", Duration::from_secs(30), || serves().then_some(()));
+        let service = SERVICES.into_iter().find(|service| container.starts_with(service)).unwrap();
+        // Who is gone with it: all who had joined the namespace, or itself alone.
+        let victims =
+            if container.ends_with("-pod") { pod(service).to_vec() } else { vec![container.clone()] };
+        let before: Vec<i32> = victims.iter().map(|victim| process(victim)).collect();
+
+        // As a crash: `docker kill` would count as an operator's wish and switch the restart off.
+        kill_process(Pid::from_raw(process(&container)).unwrap(), Signal::KILL).unwrap();
+        let begin = Instant::now();
+        let healed = wait_for(&format!("{container} healed"), Duration::from_secs(60), || {
+            let came_back = |(victim, before): (&String, &i32)| {
+                let now = process(victim);
+                now != 0 && now != *before
+            };
+            (victims.iter().zip(&before).all(came_back) && serves()).then(|| begin.elapsed())
+        });
+        println!("{container}: healed after {:.1} s", healed.as_secs_f64());
+        assert!(healed < HEALED_WITHIN, "{container}: {healed:?}");
+    }
+}

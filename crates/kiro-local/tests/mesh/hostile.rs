@@ -1,0 +1,527 @@
+//! Peers that are none of ours: a caller with any leaf and any signature, and a callee's sidecar that does as it likes.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, request};
+use kiro_core::identity::{ServiceName, SpiffeId, TrustDomain};
+use kiro_core::signature::{ConnectionKey, Head, Nonce, Signer};
+use kiro_pki::{Authority, LeafSpec};
+use kiro_tls::EdgeSecrets;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::support::{PATIENCE, World};
+
+/// The trust domain of every [`World`].
+const DOMAIN: &str = "test.mesh";
+
+/// A name of a service.
+pub(crate) fn name(service: &str) -> ServiceName {
+    ServiceName::parse(service).unwrap()
+}
+
+/// A sidecar's identity in the world's trust domain.
+pub(crate) fn sidecar(service: &str) -> SpiffeId {
+    SpiffeId::sidecar(&TrustDomain::parse(DOMAIN).unwrap(), &name(service))
+}
+
+/// What a good leaf of an identity says.
+pub(crate) fn spec(id: &SpiffeId) -> LeafSpec {
+    LeafSpec::identity(id, OffsetDateTime::now_utc())
+}
+
+/// Another authority for the same trust domain.
+pub(crate) fn other_authority() -> Authority {
+    Authority::generate(&TrustDomain::parse(DOMAIN).unwrap(), OffsetDateTime::now_utc()).unwrap()
+}
+
+/// A certificate and its key.
+pub(crate) struct Leaf {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Leaf {
+    fn parse(leaf_pem: &[u8], key_pem: &[u8]) -> Self {
+        let chain = CertificateDer::pem_slice_iter(leaf_pem).map(Result::unwrap).collect();
+        Self { chain, key: PrivateKeyDer::from_pem_slice(key_pem).unwrap() }
+    }
+
+    /// A sidecar's own.
+    pub(crate) fn of(world: &World, service: &str) -> Self {
+        let files = &world.mesh.pki.sidecars[&name(service)];
+        Self::parse(&files.leaf_pem, &files.key_pem)
+    }
+
+    /// An application's own.
+    pub(crate) fn of_app(world: &World, service: &str) -> Self {
+        let files = &world.mesh.pki.apps[&name(service)];
+        Self::parse(&files.leaf_pem, &files.key_pem)
+    }
+
+    /// Any leaf of any authority.
+    pub(crate) fn minted(authority: &Authority, spec: &LeafSpec) -> Self {
+        let issued = authority.issue(spec).unwrap();
+        Self::parse(&issued.leaf_pem, &issued.key_pem)
+    }
+}
+
+fn roots(world: &World) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(world.mesh.pki.authority.ca_pem()).unwrap()).unwrap();
+    roots
+}
+
+/// One version of TLS, and what is to be spoken in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Speaks {
+    versions: &'static [&'static SupportedProtocolVersion],
+    alpn: &'static [&'static str],
+}
+
+/// What sidecars speak.
+pub(crate) const MESH: Speaks = Speaks { versions: &[&TLS13], alpn: &["h2"] };
+/// What was spoken before.
+pub(crate) const OLD_TLS: Speaks = Speaks { versions: &[&TLS12], alpn: &["h2"] };
+/// The other HTTP.
+pub(crate) const HTTP1: Speaks = Speaks { versions: &[&TLS13], alpn: &["http/1.1"] };
+/// TLS without a word on what is inside.
+pub(crate) const NO_ALPN: Speaks = Speaks { versions: &[&TLS13], alpn: &[] };
+
+fn wire(alpn: &[&str]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect()
+}
+
+/// A client of rustls's defaults, which would resume a session.
+pub(crate) fn client(world: &World, shows: Option<&Leaf>, speaks: Speaks) -> ClientConfig {
+    let builder =
+        ClientConfig::builder_with_protocol_versions(speaks.versions).with_root_certificates(roots(world));
+    let mut config = match shows {
+        None => builder.with_no_client_auth(),
+        Some(leaf) => builder.with_client_auth_cert(leaf.chain.clone(), leaf.key.clone_key()).unwrap(),
+    };
+    config.alpn_protocols = wire(speaks.alpn);
+    config
+}
+
+/// A server of rustls's defaults, which would send tickets. It takes any caller with a leaf of the world's authority.
+pub(crate) fn server(world: &World, shows: &Leaf, speaks: Speaks) -> ServerConfig {
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(world))).build().unwrap();
+    let mut config = ServerConfig::builder_with_protocol_versions(speaks.versions)
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(shows.chain.clone(), shows.key.clone_key())
+        .unwrap();
+    config.alpn_protocols = wire(speaks.alpn);
+    config
+}
+
+/// A client's handshake with whoever is at an address, who must prove to be `server`. In TLS 1.3 it may succeed although the
+/// server is about to refuse.
+pub(crate) async fn handshake(
+    address: SocketAddr,
+    server: &str,
+    config: &Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let server = ServerName::try_from(server.to_owned()).unwrap();
+    TlsConnector::from(Arc::clone(config)).connect(server, stream).await
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The edge secrets that a sidecar of the world holds.
+pub(crate) fn secrets(world: &World, service: &str) -> EdgeSecrets {
+    let files = &world.mesh.pki.sidecars[&name(service)];
+    kiro_tls::edges::parse(&files.edges_json, &name(service)).unwrap()
+}
+
+/// A connection to a sidecar's inbound port.
+pub(crate) struct Peer {
+    send: h2::client::SendRequest<Bytes>,
+    /// Binds signatures to this connection.
+    pub(crate) exporter: [u8; 32],
+    /// Whether the handshake was a full one.
+    pub(crate) handshake: Option<HandshakeKind>,
+    /// Our address, as the other end's log has it.
+    pub(crate) local: SocketAddr,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Peer {
+    /// Connects with the leaf of a sidecar of the world.
+    pub(crate) async fn of(world: &World, service: &str, callee: &str) -> Self {
+        let config = Arc::new(client(world, Some(&Leaf::of(world, service)), MESH));
+        Self::with(world, callee, &config).await.unwrap()
+    }
+
+    /// Connects with any configuration.
+    pub(crate) async fn with(world: &World, callee: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let stream = handshake(world.addresses(callee).inbound, callee, config).await?;
+        let local = stream.get_ref().0.local_addr()?;
+        let exporter = kiro_tls::exporter(stream.get_ref().1).unwrap();
+        let kind = stream.get_ref().1.handshake_kind();
+        let (send, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+        let driver = tokio::spawn(async move {
+            // Requests learn of the end from their streams.
+            let _ = connection.await;
+        });
+        Ok(Self { send, exporter, handshake: kind, local, driver })
+    }
+
+    /// What signs on this connection, with the secret of the edge from `secrets`' owner to a callee.
+    pub(crate) fn signer(&self, secrets: &EdgeSecrets, callee: &str) -> Signer {
+        let (keyid, secret) = secrets.signing(callee).unwrap();
+        Signer::new(ConnectionKey::derive(secret, &self.exporter, keyid), keyid.clone())
+    }
+
+    /// Sends a request and waits for its answer's end.
+    pub(crate) async fn send(&self, request: Request<()>, body: Body) -> Result<Reply, h2::Error> {
+        tokio::time::timeout(PATIENCE, self.exchange(request, body)).await.expect("an answer in time")
+    }
+
+    async fn exchange(&self, request: Request<()>, body: Body) -> Result<Reply, h2::Error> {
+        let mut send = self.send.clone().ready().await?;
+        let (answer, mut stream) = send.send_request(request, matches!(body, Body::None))?;
+        // A callee that answers early may refuse the rest.
+        let sent = match body {
+            Body::None => Ok(()),
+            Body::Data(pieces) => send_pieces(&mut stream, pieces, true).await,
+            Body::Trailed(pieces, trailers) => match send_pieces(&mut stream, pieces, false).await {
+                Ok(()) => stream.send_trailers(trailers),
+                Err(error) => Err(error),
+            },
+        };
+        drop(sent);
+        let (head, mut recv) = answer.await?.into_parts();
+        let mut body = BytesMut::new();
+        while let Some(piece) = recv.data().await {
+            body.extend_from_slice(&piece?);
+        }
+        let reject = head.headers.get("x-kiro-reject").map(|code| code.to_str().unwrap().to_owned());
+        Ok(Reply { status: head.status.as_u16(), reject, body: body.freeze() })
+    }
+}
+
+/// Sends each piece as a frame of its own.
+async fn send_pieces(
+    stream: &mut h2::SendStream<Bytes>,
+    pieces: Vec<Bytes>,
+    ends: bool,
+) -> Result<(), h2::Error> {
+    let count = pieces.len();
+    for (place, piece) in pieces.into_iter().enumerate() {
+        stream.reserve_capacity(piece.len());
+        while stream.capacity() < piece.len() {
+            match std::future::poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(granted) => drop(granted?),
+                None => return Ok(()),
+            }
+        }
+        stream.send_data(piece, ends && place + 1 == count)?;
+    }
+    Ok(())
+}
+
+/// A body that a test sends.
+pub(crate) enum Body {
+    /// None: the head ends the stream.
+    None,
+    /// Frames; the last ends the stream.
+    Data(Vec<Bytes>),
+    /// Frames, then trailers.
+    Trailed(Vec<Bytes>, HeaderMap),
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) reject: Option<String>,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    /// Status and reject code.
+    pub(crate) fn verdict(&self) -> (u16, Option<&str>) {
+        (self.status, self.reject.as_deref())
+    }
+}
+
+/// A request between sidecars that a test may change before and after it is signed.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) method: Method,
+    pub(crate) authority: String,
+    /// With its query.
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Draft {
+    /// A request to a service.
+    pub(crate) fn new(method: Method, authority: &str, target: &str) -> Self {
+        Self { method, authority: authority.to_owned(), target: target.to_owned(), headers: HeaderMap::new() }
+    }
+
+    /// A GET of a service.
+    pub(crate) fn get(authority: &str) -> Self {
+        Self::new(Method::GET, authority, "/a?q=1")
+    }
+
+    /// Adds a field, or replaces it.
+    pub(crate) fn set(&mut self, name: &'static str, value: &str) {
+        self.headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+    }
+
+    /// Takes a field out.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.headers.remove(name).unwrap();
+    }
+
+    /// Signs what is there now.
+    pub(crate) fn sign(&mut self, signer: &mut Signer) -> Nonce {
+        self.sign_at(signer, now())
+    }
+
+    /// Signs by another clock.
+    pub(crate) fn sign_at(&mut self, signer: &mut Signer, now: u64) -> Nonce {
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target.as_str(), None),
+        };
+        let head = Head { method: self.method.as_str(), authority: &self.authority, path, query };
+        signer.sign(&head, &mut self.headers, now).unwrap()
+    }
+
+    /// The request.
+    pub(crate) fn request(&self) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = format!("https://{}{}", self.authority, self.target).parse::<Uri>().unwrap();
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
+/// What a [`Fake`] does with a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OnConnection {
+    /// Serves HTTP/2 on it.
+    Serve,
+    /// Reads the first request, and goes away saying that it has processed streams up to this one.
+    GoAway { last: u8 },
+    /// Closes it once this many requests have been answered.
+    ServeOnly(usize),
+}
+
+/// What a [`Fake`] does with a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OnRequest {
+    /// Reads it and answers 200.
+    Serve,
+    /// Refuses its stream.
+    Refuse,
+}
+
+/// What a [`Fake`] does, by how many have come before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Script {
+    pub(crate) connection: fn(usize) -> OnConnection,
+    pub(crate) request: fn(usize) -> OnRequest,
+}
+
+/// Serves whatever comes.
+pub(crate) const OBEDIENT: Script = Script { connection: |_| OnConnection::Serve, request: |_| OnRequest::Serve };
+
+/// One request as a [`Fake`] got it.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) head: request::Parts,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// Something at a callee's endpoint that is not its sidecar.
+pub(crate) struct Fake {
+    shared: Arc<FakeState>,
+    task: JoinHandle<()>,
+}
+
+struct FakeState {
+    config: Option<Arc<ServerConfig>>,
+    script: Script,
+    connections: AtomicUsize,
+    handshakes: Mutex<Vec<HandshakeKind>>,
+    heads: AtomicUsize,
+    arrived: Mutex<Vec<Arrived>>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A place for a [`Fake`], and the mesh file's entry of a service that is to be there.
+pub(crate) fn place() -> (StdListener, SocketAddr, &'static str) {
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let entry = format!("app: {{ port: {{port}} }}, endpoints: [\"{address}\"]");
+    (listener, address, Box::leak(entry.into_boxed_str()))
+}
+
+impl Fake {
+    /// Stands at a place; without a configuration it speaks plain HTTP/1.1.
+    pub(crate) fn start(listener: StdListener, config: Option<ServerConfig>, script: Script) -> Self {
+        let shared = Arc::new(FakeState {
+            config: config.map(Arc::new),
+            script,
+            connections: AtomicUsize::new(0),
+            handshakes: Mutex::default(),
+            heads: AtomicUsize::new(0),
+            arrived: Mutex::default(),
+        });
+        let listener = TcpListener::from_std(listener).unwrap();
+        let state = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let place = state.connections.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(Arc::clone(&state), stream, (state.script.connection)(place)));
+            }
+        });
+        Self { shared, task }
+    }
+
+    /// Connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// The handshakes that succeeded.
+    pub(crate) fn handshakes(&self) -> Vec<HandshakeKind> {
+        self.shared.handshakes.lock().unwrap().clone()
+    }
+
+    /// Heads that came, served or not.
+    pub(crate) fn heads(&self) -> usize {
+        self.shared.heads.load(Ordering::SeqCst)
+    }
+
+    /// Takes what was served.
+    pub(crate) fn take(&self) -> Vec<Arrived> {
+        std::mem::take(&mut self.shared.arrived.lock().unwrap())
+    }
+}
+
+async fn serve(state: Arc<FakeState>, stream: TcpStream, act: OnConnection) {
+    let Some(config) = &state.config else { return plain(stream).await };
+    let Ok(stream) = TlsAcceptor::from(Arc::clone(config)).accept(stream).await else { return };
+    state.handshakes.lock().unwrap().push(stream.get_ref().1.handshake_kind().unwrap());
+    match act {
+        OnConnection::Serve => http2(state, stream, usize::MAX).await,
+        OnConnection::ServeOnly(count) => http2(state, stream, count).await,
+        OnConnection::GoAway { last } => go_away(&state, stream, last).await,
+    }
+}
+
+async fn plain(mut stream: TcpStream) {
+    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+    let _ = stream.shutdown().await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+async fn http2<S>(state: Arc<FakeState>, stream: S, count: usize)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    let mut accepted = 0;
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let place = state.heads.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(answer(Arc::clone(&state), (state.script.request)(place), request, respond));
+        accepted += 1;
+        if accepted == count {
+            connection.graceful_shutdown();
+        }
+    }
+}
+
+async fn answer(
+    state: Arc<FakeState>,
+    act: OnRequest,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    if matches!(act, OnRequest::Refuse) {
+        respond.send_reset(Reason::REFUSED_STREAM);
+        return;
+    }
+    let (head, mut recv) = request.into_parts();
+    let mut body = BytesMut::new();
+    while let Some(Ok(piece)) = recv.data().await {
+        let _ = recv.flow_control().release_capacity(piece.len());
+        body.extend_from_slice(&piece);
+    }
+    let trailers = recv.trailers().await.unwrap_or_default();
+    state.arrived.lock().unwrap().push(Arrived { head, body: body.freeze(), trailers });
+    let mut response = Response::new(());
+    response.headers_mut().insert("x-fake", HeaderValue::from_static("yes"));
+    let _ = respond.send_response(response, true);
+}
+
+/// HTTP/2 by hand, since the library's server names the streams itself that it has processed.
+async fn go_away<S>(state: &FakeState, mut stream: S, last: u8)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    const PREFACE: usize = 24;
+    const HEADERS: u8 = 1;
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let go_away = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, 0];
+    let talk = async {
+        stream.read_exact(&mut [0; PREFACE]).await?;
+        stream.write_all(&settings).await?;
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            stream.read_exact(&mut vec![0; length]).await?;
+            if head[3] == HEADERS {
+                state.heads.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+        }
+        stream.write_all(&go_away).await?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await
+    };
+    let _ = talk.await;
+}
