@@ -68,6 +68,7 @@ fmt:
 clippy:
 	cargo clippy --workspace --all-targets -- --deny warnings
 	cargo clippy --package kiro-cli --no-default-features --all-targets -- --deny warnings
+	cargo clippy --package kiro-cli --no-default-features --features sidecar --all-targets -- --deny warnings
 
 doc:
 	RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps

@@ -1,19 +1,24 @@
 //! The `kiro` command: what a person has at hand, and what stands in the images where there is no shell.
 //!
-//! - In every image: `guard` before applications, `pod` as a namespace's owner, `probe` for health checks, `call` and `check` for a
-//!   person who looks into a pod.
-//! - With the feature `mesh`, on a person's own machine: `certs`. What runs beside a workload is built without it, since it must not
-//!   be able to mint an identity.
+//! - In every image: `guard` before applications, `pod` as a namespace's owner, `probe` for health checks.
+//! - In the sidecar's image (feature `sidecar`): `proxy`, the sidecar itself, and `call` and `check` for a person who looks into a
+//!   pod.
+//! - On a person's own machine (feature `mesh`): `certs` and `local`, with `call` and `check`. What runs beside a workload is built
+//!   without it, since it must not be able to mint an identity.
 
+#[cfg(feature = "sidecar")]
 mod call;
 #[cfg(feature = "mesh")]
 mod certs;
+#[cfg(feature = "sidecar")]
 mod check;
+#[cfg(feature = "sidecar")]
 mod failure;
 mod guard;
 #[cfg(feature = "mesh")]
 mod local;
 mod output;
+#[cfg(feature = "sidecar")]
 mod place;
 mod pod;
 mod probe;
@@ -22,6 +27,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+#[cfg(feature = "sidecar")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Kiro, a secure service mesh for Docker Compose.
 #[derive(Debug, Parser)]
 #[command(name = "kiro", version)]
@@ -29,7 +38,12 @@ enum Kiro {
     Guard(guard::Arguments),
     Pod(pod::Arguments),
     Probe(probe::Arguments),
+    /// Run a sidecar: mutual TLS, signatures, policy and traces for one service.
+    #[cfg(feature = "sidecar")]
+    Proxy(kiro_proxy::process::Arguments),
+    #[cfg(feature = "sidecar")]
     Call(call::Arguments),
+    #[cfg(feature = "sidecar")]
     Check(check::Arguments),
     #[cfg(feature = "mesh")]
     Certs(certs::CertsArgs),
@@ -42,7 +56,11 @@ fn main() -> ExitCode {
         Kiro::Guard(arguments) => guard::run(&arguments),
         Kiro::Pod(arguments) => pod::run(&arguments),
         Kiro::Probe(arguments) => Ok(probe::run(&arguments)),
+        #[cfg(feature = "sidecar")]
+        Kiro::Proxy(arguments) => return kiro_proxy::process::run(arguments),
+        #[cfg(feature = "sidecar")]
         Kiro::Call(arguments) => call::run(&arguments),
+        #[cfg(feature = "sidecar")]
         Kiro::Check(arguments) => check::run(&arguments),
         #[cfg(feature = "mesh")]
         Kiro::Certs(arguments) => certs::run(arguments).map(|()| 0),

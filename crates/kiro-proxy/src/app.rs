@@ -14,9 +14,10 @@ use hyper_util::rt::TokioIo;
 use kiro_core::mesh::Timeout;
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 
 use crate::body::AppBody;
+use crate::early::EarlyAnswer;
 use crate::exchange::{Exchange, Progress};
 use crate::headers::{self, Kind};
 use crate::limits;
@@ -36,16 +37,37 @@ pub(crate) struct AppPool {
 
 struct Idle {
     sender: Sender,
+    driver: Driver,
     since: Instant,
 }
 
 /// A connection in use. Dropping it closes it; [`AppConnection::reuse`] gives it back.
 pub(crate) struct AppConnection {
     sender: Sender,
+    driver: Driver,
     idle: Rc<RefCell<Vec<Idle>>>,
     epoch: Rc<Cell<u64>>,
     born: u64,
     fresh: bool,
+}
+
+/// The task that moves a connection's bytes; dropping this ends it. By itself the HTTP library first writes all that it holds,
+/// which an application that has stopped reading never lets it.
+struct Driver(Option<AbortHandle>);
+
+impl Driver {
+    /// Lets the task end by itself, which it does when the connection has become somebody else's.
+    fn release(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
 }
 
 impl AppConnection {
@@ -56,7 +78,7 @@ impl AppConnection {
             && !self.sender.is_closed()
             && idle.len() < limits::APP_IDLE_CONNECTIONS
         {
-            idle.push(Idle { sender: self.sender, since: Instant::now() });
+            idle.push(Idle { sender: self.sender, driver: self.driver, since: Instant::now() });
         }
     }
 }
@@ -82,15 +104,16 @@ impl AppPool {
                 return None;
             }
             if candidate.sender.is_ready() {
-                return Some(self.connection(candidate.sender, false));
+                return Some(self.connection(candidate.sender, candidate.driver, false));
             }
         }
         None
     }
 
-    fn connection(&self, sender: Sender, fresh: bool) -> AppConnection {
+    fn connection(&self, sender: Sender, driver: Driver, fresh: bool) -> AppConnection {
         AppConnection {
             sender,
+            driver,
             idle: Rc::clone(&self.idle),
             epoch: Rc::clone(&self.epoch),
             born: self.epoch.get(),
@@ -161,6 +184,9 @@ pub(crate) async fn send(
                 ));
             }
             Some(Ok(mut response)) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    connection.driver.release();
+                }
                 headers::response(response.headers_mut(), false);
                 return Ok((response, connection));
             }
@@ -226,8 +252,8 @@ pub(crate) async fn tcp(worker: &Worker, state: &State) -> Result<TcpStream, Ref
 
 async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Refused> {
     let stream = tcp(worker, state).await?;
-    let sender = match &state.app_client {
-        None => http1_handshake(stream).await?,
+    let (sender, driver) = match &state.app_client {
+        None => http1_handshake(EarlyAnswer::new(stream)).await?,
         Some(tls) => {
             let context = HandshakeContext {
                 service: state.me.clone(),
@@ -235,8 +261,11 @@ async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Re
                 remote: stream.peer_addr().ok(),
                 direction: "app",
             };
-            let handshake =
-                tokio::time::timeout(limits::HANDSHAKE, Box::pin(tls.connect(stream, &context))).await;
+            let handshake = tokio::time::timeout(
+                limits::HANDSHAKE,
+                Box::pin(tls.connect(EarlyAnswer::new(stream), &context)),
+            )
+            .await;
             let established = match handshake {
                 Ok(Ok(established)) => established,
                 Ok(Err(error)) => {
@@ -252,10 +281,10 @@ async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Re
             http1_handshake(established.stream).await?
         }
     };
-    Ok(worker.app.connection(sender, true))
+    Ok(worker.app.connection(sender, driver, true))
 }
 
-async fn http1_handshake<S>(stream: S) -> Result<Sender, Refused>
+async fn http1_handshake<S>(stream: S) -> Result<(Sender, Driver), Refused>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -265,11 +294,11 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
-    spawn_local(async move {
+    let driver = spawn_local(async move {
         // What goes wrong is seen by the request that is under way; an idle connection that ends is nobody's concern.
         let _ = connection.with_upgrades().await;
     });
-    Ok(sender)
+    Ok((sender, Driver(Some(driver.abort_handle()))))
 }
 
 /// An error with its causes: hyper keeps what matters in the latter.

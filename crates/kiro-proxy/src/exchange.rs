@@ -206,13 +206,13 @@ impl Exchange {
 
     /// Begins another attempt, whose span is a new one of the same trace.
     pub(crate) fn attempt(&mut self) {
-        self.attempts += 1;
-        if self.attempts > 1 {
-            self.span(Some("retried"));
+        if self.attempts > 0 {
+            self.span(None, Some("retried"));
             // A sibling of the attempt before: the same parent, another span.
             self.trace.span_id = self.worker.tracing.child(&self.trace).span_id;
             self.attempt_started = (Instant::now(), SystemTime::now());
         }
+        self.attempts += 1;
     }
 
     /// Notes how far the request's body has come, as its mover sees it.
@@ -288,7 +288,8 @@ impl Exchange {
         self.status.map_or(499, |status| status.as_u16())
     }
 
-    fn span(&self, reject: Option<&'static str>) {
+    /// Hands over the span of the attempt that is under way; one that is made again got no answer.
+    fn span(&self, status: Option<u16>, reject: Option<&'static str>) {
         if !self.trace.sampled {
             return;
         }
@@ -302,7 +303,7 @@ impl Exchange {
                 method: self.method(),
                 target: self.target.as_ref(),
                 version: self.version,
-                status: self.final_status(),
+                status,
                 reject,
                 caller: self.via.caller(),
                 callee: self.callee_name(),
@@ -368,7 +369,7 @@ impl Drop for Exchange {
             sampled: self.trace.sampled,
         };
         self.worker.access_line(&record);
-        self.span(self.reject);
+        self.span(Some(status), self.reject);
     }
 }
 

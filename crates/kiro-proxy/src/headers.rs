@@ -12,6 +12,7 @@ use http::{Method, Request, Version, request};
 use kiro_core::identity::ServiceName;
 use kiro_core::{authority, fields, path};
 
+use crate::limits;
 use crate::reject::{Refused, Reject};
 
 /// What kind of exchange a request asks for.
@@ -109,11 +110,26 @@ pub(crate) fn ingress<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
 
 fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     let (mut head, body) = request.into_parts();
+    if head.version == Version::HTTP_2 {
+        within_limits(&head.headers)?;
+    }
     single_host(&head.headers)?;
     let kind = kind_of(&head)?;
     let ambiguous = if kind == Kind::Tunnel { false } else { screen_target(&head)? };
     strip_hop_by_hop(&mut head.headers)?;
     Ok(Admitted { head, body, kind, ambiguous })
+}
+
+/// In HTTP/1 the library counts, and what it refuses is logged; in HTTP/2 it would refuse in silence.
+fn within_limits(headers: &HeaderMap) -> Result<(), Refused> {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > limits::HEADER_BYTES || headers.len() > limits::HEADER_FIELDS {
+        return Err(Refused::new(
+            Reject::HeadersTooLarge,
+            format!("{} header fields of {bytes} bytes", headers.len()),
+        ));
+    }
+    Ok(())
 }
 
 /// Admits a request from another sidecar.

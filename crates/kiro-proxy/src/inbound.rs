@@ -125,7 +125,7 @@ where
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
-        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .max_header_list_size(limits::PEER_HEADER_LIST_BYTES)
         .max_send_buffer_size(limits::SEND_BUFFER)
         .enable_connect_protocol()
         .handshake::<_, Bytes>(stream);

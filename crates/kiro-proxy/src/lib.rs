@@ -12,6 +12,7 @@ mod attempt;
 mod body;
 mod discover;
 mod drain;
+mod early;
 mod exchange;
 mod headers;
 mod inbound;
@@ -35,9 +36,9 @@ mod upstream;
 mod worker;
 
 pub mod framing;
+pub mod process;
 
 pub use listen::BindError;
-pub use pod::{PodEvent, watch_pod};
 pub use reject::{CODES, Origin, Reject, by_code};
 pub use settings::{Listen, MeshSource, PEER_PORT, Settings, default_workers};
-pub use sidecar::{Addresses, FLUSH, MESH_FILE, Sidecar, StartError, read_mesh};
+pub use sidecar::{Addresses, MESH_FILE, Sidecar, StartError, read_mesh};

@@ -21,6 +21,10 @@ pub(crate) const HEAD: Duration = Duration::from_secs(30);
 /// How long a TCP connect to another pod may take. Linkerd's default; a container network answers in microseconds.
 pub(crate) const CONNECT: Duration = Duration::from_secs(1);
 
+/// How much longer than its service's timeout a caller waits for an answer. The peer's sidecar knows whether it was its
+/// application that was slow, and its word of that is on the way when the time is over.
+pub(crate) const PEER_WORD: Duration = Duration::from_millis(500);
+
 /// How long a body may stand still, either way, before its sender is given up.
 pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
 
@@ -35,6 +39,14 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Bytes of a header block, trailers included. hyper's and h2's default of 16 KiB has broken users of other meshes whose
 /// cookies and tokens are larger.
 pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+
+/// Bytes of a header block between sidecars, as HTTP/2 counts them: 32 more for each field, and room for what sidecars add. A
+/// head that one sidecar has taken is never too large for the next one.
+pub(crate) const PEER_HEADER_LIST_BYTES: u32 = (HEADER_BYTES + HEADER_FIELDS * 32 + 4 * 1024) as u32;
+
+/// Bytes of a header block up to which the HTTP/2 library hands a client's request over, so that its refusal is the sidecar's
+/// own and is logged. What is larger still, the library refuses without a word to anybody but the client.
+pub(crate) const CLIENT_HEADER_LIST_BYTES: u32 = 4 * HEADER_BYTES as u32;
 
 /// Header fields a request may have: what fits in `HEADER_BYTES` with short names, and what hyper allocates for.
 pub(crate) const HEADER_FIELDS: usize = 256;

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use kiro_core::identity::Role;
-use kiro_core::mesh::Protocol;
+use kiro_core::mesh::{Protocol, Timeout};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -27,6 +27,7 @@ use crate::body::AnswerBody;
 use crate::exchange::{Direction, Exchange, Via};
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
+use crate::limits;
 use crate::payload::Payload;
 use crate::reject::{self, Refused, Reject};
 use crate::route::{self, Plan};
@@ -219,7 +220,7 @@ async fn attempt(
         Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange).await),
     };
     // A tunnel's answer waits for the peer's application to accept a connection, no longer.
-    match within(peer.timeout, progress.as_deref(), answer).await {
+    match within(with_peer_word(peer.timeout), progress.as_deref(), answer).await {
         None => Err(Failure {
             refused: payload
                 .failure()
@@ -231,6 +232,13 @@ async fn attempt(
             None => failed(&upstream, &error),
         }),
         Some(Ok(response)) => Ok(Sent { response, send, slot }),
+    }
+}
+
+fn with_peer_word(timeout: Timeout) -> Timeout {
+    match timeout {
+        Timeout::Off => Timeout::Off,
+        Timeout::After(limit) => Timeout::After(limit + limits::PEER_WORD),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::drain::pod_says_drain;
 
 /// What has happened to the pod.
 #[derive(Debug)]
-pub enum PodEvent {
+pub(crate) enum PodEvent {
     /// The pod ends. It waits for the connection to be closed: keep it until the sidecar has drained.
     Drain(TcpStream),
     /// The namespace's owner is gone.
@@ -24,7 +24,7 @@ pub enum PodEvent {
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Returns when something happens to the pod.
-pub async fn watch_pod(pod: SocketAddr) -> PodEvent {
+pub(crate) async fn watch_pod(pod: SocketAddr) -> PodEvent {
     tokio::select! {
         stream = pod_says_drain(pod) => PodEvent::Drain(stream),
         () = namespace_gone() => PodEvent::NamespaceGone,

@@ -13,6 +13,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kiro_core::fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -162,7 +163,7 @@ where
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::CLIENT_STREAMS)
-        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .max_header_list_size(limits::CLIENT_HEADER_LIST_BYTES)
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .max_send_buf_size(limits::SEND_BUFFER)
@@ -206,10 +207,13 @@ async fn answer(
     }
 }
 
-/// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2).
+/// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2), and none whose head was
+/// refused as malformed does.
 fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Response<AnswerBody> {
     let upgrade = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
-    if !oddities.keep_alive() && !upgrade {
+    let malformed = response.status() == http::StatusCode::BAD_REQUEST
+        && response.headers().contains_key(&fields::REJECT);
+    if malformed || !oddities.keep_alive() && !upgrade {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -421,4 +421,4 @@ fn stamp(path: &Path) -> Option<(Option<std::time::SystemTime>, u64, u64)> {
 }
 
 /// How long a stop may take beyond the drain: flushing logs and spans.
-pub const FLUSH: Duration = Duration::from_secs(3);
+pub(crate) const FLUSH: Duration = Duration::from_secs(3);

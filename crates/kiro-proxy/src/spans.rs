@@ -22,7 +22,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) method: &'a str,
     pub(crate) target: Option<&'a PathAndQuery>,
     pub(crate) version: Version,
-    pub(crate) status: u16,
+    /// Absent where no answer came.
+    pub(crate) status: Option<u16>,
     pub(crate) reject: Option<&'static str>,
     pub(crate) caller: &'a str,
     pub(crate) callee: &'a str,
@@ -62,9 +63,11 @@ pub(crate) fn record(tracing: &Tracing, hop: &Hop<'_>) {
     let mut attributes = vec![
         KeyValue::new(semantic::HTTP_REQUEST_METHOD, method),
         KeyValue::new(semantic::NETWORK_PROTOCOL_VERSION, semantic::protocol_version(hop.version)),
-        KeyValue::new(semantic::HTTP_RESPONSE_STATUS_CODE, i64::from(hop.status)),
         KeyValue::new("kiro.direction", hop.direction.as_str()),
     ];
+    if let Some(status) = hop.status {
+        attributes.push(KeyValue::new(semantic::HTTP_RESPONSE_STATUS_CODE, i64::from(status)));
+    }
     let peer = match hop.direction {
         Direction::Outbound => {
             // The query is left out: it may hold what nobody should read in a trace.
@@ -97,9 +100,12 @@ pub(crate) fn record(tracing: &Tracing, hop: &Hop<'_>) {
     }
     let kind = if hop.direction == Direction::Outbound { SpanKind::Client } else { SpanKind::Server };
     // 4xx is the client's error alone: unset on a SERVER span, Error on a CLIENT span.
-    let failed = hop.status >= 500 || (hop.direction == Direction::Outbound && hop.status >= 400);
+    let failed = hop
+        .status
+        .is_none_or(|status| status >= 500 || (hop.direction == Direction::Outbound && status >= 400));
     if failed {
-        let kind = hop.reject.map_or_else(|| Cow::Owned(hop.status.to_string()), Cow::Borrowed);
+        let status = || hop.status.map_or(Cow::Borrowed("_OTHER"), |status| Cow::Owned(status.to_string()));
+        let kind = hop.reject.map_or_else(status, Cow::Borrowed);
         attributes.push(KeyValue::new(semantic::ERROR_TYPE, kind));
     }
     tracing.record(Span {

@@ -10,7 +10,7 @@ mod sink;
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 pub use events::EventLayer;
@@ -65,8 +65,9 @@ pub enum LogError {
     AlreadySet,
 }
 
-/// Installs the global `tracing` subscriber, whose events go to stdout. `filter` is in the syntax of
-/// `tracing_subscriber::EnvFilter`; empty means `info`. `service` is put on each line that names none itself.
+/// Installs the global `tracing` subscriber, whose events go to stdout. `filter` is a level, and levels for targets, separated by
+/// commas: `info,kiro::certificate=warn`. Empty means `info`. (The crate's other filter also selects by field values; that takes
+/// a regular-expression engine, which nobody here has a use for.) `service` is put on each line that names none itself.
 pub fn init_logging(format: Format, filter: &str, service: Option<&str>) -> Result<LogSink, LogError> {
     let parsed = parse_filter(filter)?;
     let sink = LogSink::stdout(format, service)?;
@@ -76,9 +77,10 @@ pub fn init_logging(format: Format, filter: &str, service: Option<&str>) -> Resu
     Ok(sink)
 }
 
-fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
+fn parse_filter(filter: &str) -> Result<Targets, LogError> {
     let filter = if filter.trim().is_empty() { "info" } else { filter };
-    EnvFilter::try_new(filter)
+    filter
+        .parse::<Targets>()
         .map_err(|error| LogError::Filter { value: filter.to_owned(), cause: error.to_string() })
 }
 

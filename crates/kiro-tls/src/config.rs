@@ -343,6 +343,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_keeps_no_session() {
+        let server = core(Leg::Mesh);
+        let td = kiro_core::identity::TrustDomain::parse("kiro.mesh").unwrap();
+        let id = SpiffeId::sidecar(&td, &kiro_core::identity::ServiceName::parse("profile").unwrap());
+        let rules = Rules {
+            roots: Arc::new([]),
+            expected: Expected::Exactly(id),
+            side: Side::Client,
+            leg: Leg::Mesh,
+        };
+        let server_name = ServerName::try_from("profile").unwrap();
+        let client =
+            ClientCore { certificate: server.certificate, rules: Arc::new(rules), server_name, alpn: &[H2] };
+        let (config, _) = client.config().unwrap();
+        // rustls gives no other way to ask.
+        let shown = format!("{:?}", config.resumption);
+        assert!(shown.contains("NoClientSessionStorage"), "{shown}");
+        assert!(!config.enable_early_data);
+    }
+
+    #[test]
     fn the_post_quantum_hybrid_is_preferred() {
         use rustls::NamedGroup;
         let names: Vec<_> = provider().kx_groups.iter().map(|group| group.name()).collect();

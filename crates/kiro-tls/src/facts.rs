@@ -130,3 +130,71 @@ fn hex(bytes: &[u8]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, CustomExtension, DnType, KeyPair, SanType, SerialNumber};
+
+    use super::*;
+
+    fn facts(change: impl FnOnce(&mut CertificateParams)) -> Result<LeafFacts, String> {
+        let mut params = CertificateParams::default();
+        change(&mut params);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        LeafFacts::from_der(certificate.der())
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    #[test]
+    fn a_name_that_can_not_be_read_is_an_error() {
+        // SEQUENCE { [6] "a:b", [6] ff }: the second is no text.
+        let names = vec![0x30, 8, 0x86, 3, b'a', b':', b'b', 0x86, 1, 0xff];
+        let extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], names);
+        let error = facts(|params| params.custom_extensions.push(extension)).unwrap_err();
+        assert!(error.contains("one of its names can't be read"), "{error}");
+    }
+
+    #[test]
+    fn there_are_only_so_many_names() {
+        let names = |count: usize| {
+            facts(|params| params.subject_alt_names = (0..count).map(|n| uri(&format!("a:{n}"))).collect())
+        };
+        assert_eq!(names(NAMES_MAX).unwrap().uris.len(), NAMES_MAX);
+        assert!(names(NAMES_MAX + 1).unwrap_err().contains("33 names"));
+    }
+
+    #[test]
+    fn what_is_shown_is_bounded_and_has_no_control_characters() {
+        let long = format!("a:{}", "x".repeat(5000));
+        let facts = facts(|params| {
+            params.subject_alt_names = vec![uri("a:\n\u{1b}[31m"), uri(&long)];
+            params.distinguished_name.push(DnType::CommonName, "Kiro\r\nCA");
+        })
+        .unwrap();
+        assert_eq!(facts.uris.first().unwrap(), "a:\n\u{1b}[31m", "compared as it stands");
+        for text in facts.sans.iter().chain([&facts.issuer, &facts.presented()]) {
+            assert!(text.len() <= 4 * NAME_CHARS_MAX && !text.chars().any(char::is_control), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_serial_is_written_as_openssl_does() {
+        for (serial, shown) in [(vec![0x80, 1], "8001"), (vec![0x7f, 2], "7f02"), (vec![5], "05")] {
+            let facts = facts(|params| params.serial_number = Some(SerialNumber::from(serial))).unwrap();
+            assert_eq!(facts.serial, shown);
+        }
+    }
+
+    #[test]
+    fn bytes_after_the_certificate_are_an_error() {
+        let certificate = CertificateParams::default().self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let mut der = certificate.der().to_vec();
+        assert!(LeafFacts::from_der(&der).is_ok());
+        der.push(0);
+        assert!(LeafFacts::from_der(&der).is_err());
+        assert!(LeafFacts::from_der(b"hello").is_err());
+    }
+}

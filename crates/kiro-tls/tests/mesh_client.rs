@@ -136,6 +136,20 @@ async fn a_leaf_for_another_use() {
 }
 
 #[tokio::test]
+async fn a_stolen_certificate_without_its_key() {
+    let ca = Ca::new();
+    let stolen = ca.issue(&Leaf::of(&sidecar("profile")));
+    let mut config = foreign_server(&stolen, TLS13, &["h2"]);
+    config.cert_resolver = support::without_its_key(&stolen);
+    let (error, line, alert) = refused(&ca, config).await;
+    assert_eq!((error.kind(), alert), (Kind::Other, Some(Kind::PeerRefused)), "{error}");
+    assert_eq!(
+        (line["verdict"].as_str(), line["presented"].as_str()),
+        ("refused", "spiffe://kiro.mesh/profile")
+    );
+}
+
+#[tokio::test]
 async fn servers_of_other_protocols() {
     let ca = Ca::new();
     let material = ca.issue(&Leaf::of(&sidecar("profile")));

@@ -7,10 +7,13 @@
     reason = "helpers of tests, where a panic is a failed test"
 )]
 
+#[cfg(feature = "sidecar")]
 mod call;
+#[cfg(feature = "sidecar")]
 mod check;
 mod guard;
 mod pod;
 mod probe;
+#[cfg(feature = "sidecar")]
 mod sidecar;
 mod support;

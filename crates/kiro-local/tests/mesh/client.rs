@@ -111,13 +111,13 @@ pub(crate) struct Refusal<'a> {
     pub(crate) cause: &'a str,
 }
 
-/// Sends one request to a service's outbound proxy and checks the refusal.
+/// Sends one request to a service's outbound proxy and checks the refusal, whose line it gives.
 pub(crate) async fn check_refused(
     world: &World,
     service: &str,
     request: impl AsRef<[u8]>,
     expected: Refusal<'_>,
-) {
+) -> serde_json::Value {
     let request = request.as_ref();
     let what = String::from_utf8_lossy(request).into_owned();
     let before = world.logs.lines().len();
@@ -126,24 +126,25 @@ pub(crate) async fn check_refused(
     assert_eq!(answer.verdict(), (expected.status, Some(expected.code)), "{what}");
     assert!(!answer.body.contains(' '), "the caller learns the code alone: {}", answer.body);
     drop(client);
-    check_line(world, service, before, &what, expected).await;
+    check_line(world, service, before, &what, expected).await
 }
 
-/// Checks the line of a refusal, which came after the first `before` ones.
+/// Checks the line of a refusal, which came after the first `before` ones, and gives it.
 pub(crate) async fn check_line(
     world: &World,
     service: &str,
     before: usize,
     what: &str,
     expected: Refusal<'_>,
-) {
-    let line = world
-        .logs
-        .wait_for_after(before, what, |line| line["service"] == service && line["direction"] != "inbound")
-        .await;
+) -> serde_json::Value {
+    let refused = |line: &serde_json::Value| {
+        line["service"] == service && line["direction"] != "inbound" && line.get("reject").is_some()
+    };
+    let line = world.logs.wait_for_after(before, what, refused).await;
     assert_eq!(line["status"], expected.status, "{what}: {line}");
     assert_eq!(line["reject"], expected.code, "{what}: {line}");
     let cause = line["reject_cause"].as_str().unwrap_or_default();
     assert!(cause.contains(expected.cause), "{what}: {line}");
     assert_eq!(cause.is_empty(), expected.cause.is_empty(), "{what}: {line}");
+    line
 }

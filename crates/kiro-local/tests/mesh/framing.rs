@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -207,7 +206,8 @@ async fn a_header_block_over_the_limit_is_431_logged_and_counted() {
 async fn a_header_block_within_the_limit_passes_both_sidecars() {
     let (world, recorder) = world().await;
     let large = format!("x-large: {}\r\n", "a".repeat(60 * 1024));
-    let many: String = (0..220).map(|number| format!("x-{number}: {}\r\n", "a".repeat(250))).collect();
+    // HTTP/2 counts 32 bytes more for each field.
+    let many: String = (0..240).map(|number| format!("x-{number}: {}\r\n", "a".repeat(240))).collect();
     for fields in [large, many] {
         let mut client = Client::app_of(&world, "caller").await;
         let answer =
@@ -270,6 +270,7 @@ async fn a_body_that_nobody_reads_is_not_buffered() {
         }
     });
     let mut answer = Vec::new();
+    // The connection ends without its request having been read to the end, which the kernel may tell by a reset.
     let _ =
         timeout(PATIENCE, read.read_to_end(&mut answer)).await.expect("an answer, and the connection's end");
     sending.await.unwrap();
@@ -278,18 +279,4 @@ async fn a_body_that_nobody_reads_is_not_buffered() {
     let sent = gone.load(Ordering::Relaxed);
     assert!(sent < 64 << 20, "{sent} bytes were taken while {} were read", reads.load(Ordering::Relaxed));
     assert!(world.stop().await);
-    let _ = Duration::ZERO;
-}
-
-#[tokio::test]
-async fn debug_me() {
-    let (world, recorder) = world().await;
-    let mut client = Client::app_of(&world, "caller").await;
-    client.send([&post("Content-Length: 5\r\nContent-Length: 5")[..], SMUGGLED.as_bytes()].concat()).await;
-    eprintln!("REST {:?}", client.rest().await);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    eprintln!("{:#?} {:?}", world.logs.lines(), recorder.seen());
-    let mut client = Client::app_of(&world, "caller").await;
-    client.send([&post("Content-Length: 5\r\nContent-Length: 6")[..]].concat()).await;
-    eprintln!("REST {:?}", client.rest().await);
 }

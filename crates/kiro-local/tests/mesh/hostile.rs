@@ -131,14 +131,13 @@ pub(crate) fn server(world: &World, shows: &Leaf, speaks: Speaks) -> ServerConfi
     config
 }
 
-/// A client's handshake with whoever is at an address, who must prove to be `server`. In TLS 1.3 it may succeed although the
-/// server is about to refuse.
+/// A client's handshake with whoever is at the other end, who must prove to be `server`. In TLS 1.3 it may succeed although
+/// the server is about to refuse.
 pub(crate) async fn handshake(
-    address: SocketAddr,
+    stream: TcpStream,
     server: &str,
     config: &Arc<ClientConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
     let server = ServerName::try_from(server.to_owned()).unwrap();
     TlsConnector::from(Arc::clone(config)).connect(server, stream).await
 }
@@ -161,8 +160,6 @@ pub(crate) struct Peer {
     pub(crate) exporter: [u8; 32],
     /// Whether the handshake was a full one.
     pub(crate) handshake: Option<HandshakeKind>,
-    /// Our address, as the other end's log has it.
-    pub(crate) local: SocketAddr,
     driver: JoinHandle<()>,
 }
 
@@ -181,8 +178,12 @@ impl Peer {
 
     /// Connects with any configuration.
     pub(crate) async fn with(world: &World, callee: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
-        let stream = handshake(world.addresses(callee).inbound, callee, config).await?;
-        let local = stream.get_ref().0.local_addr()?;
+        Self::on(TcpStream::connect(world.addresses(callee).inbound).await?, callee, config).await
+    }
+
+    /// Makes a TCP connection one to a sidecar.
+    pub(crate) async fn on(stream: TcpStream, callee: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let stream = handshake(stream, callee, config).await?;
         let exporter = kiro_tls::exporter(stream.get_ref().1).unwrap();
         let kind = stream.get_ref().1.handshake_kind();
         let (send, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
@@ -190,7 +191,7 @@ impl Peer {
             // Requests learn of the end from their streams.
             let _ = connection.await;
         });
-        Ok(Self { send, exporter, handshake: kind, local, driver })
+        Ok(Self { send, exporter, handshake: kind, driver })
     }
 
     /// What signs on this connection, with the secret of the edge from `secrets`' owner to a callee.
@@ -357,7 +358,8 @@ pub(crate) struct Script {
 }
 
 /// Serves whatever comes.
-pub(crate) const OBEDIENT: Script = Script { connection: |_| OnConnection::Serve, request: |_| OnRequest::Serve };
+pub(crate) const OBEDIENT: Script =
+    Script { connection: |_| OnConnection::Serve, request: |_| OnRequest::Serve };
 
 /// One request as a [`Fake`] got it.
 #[derive(Debug)]

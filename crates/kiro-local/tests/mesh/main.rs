@@ -9,8 +9,16 @@
 )]
 
 mod client;
+mod hostile;
 mod support;
 
+mod bodies;
+mod failures;
 mod framing;
 mod happy;
+mod policy;
 mod requests;
+mod signatures;
+mod tls;
+mod traces;
+mod tunnels;

@@ -181,6 +181,7 @@ impl World {
                         async move { Ok::<_, std::convert::Infallible>(answered.await) }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
+                        .max_headers(512)
                         .serve_connection(TokioIo::new(stream), service)
                         .with_upgrades()
                         .await;

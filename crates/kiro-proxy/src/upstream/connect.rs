@@ -96,7 +96,7 @@ where
     let handshake = h2::client::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
-        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .max_header_list_size(limits::PEER_HEADER_LIST_BYTES)
         .max_send_buffer_size(limits::SEND_BUFFER)
         // Until the peer's SETTINGS have come: what any server must be ready for (RFC 9113 6.5.2 recommends at least 100).
         .initial_max_send_streams(100)

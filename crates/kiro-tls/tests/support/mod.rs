@@ -17,6 +17,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     SupportedProtocolVersion,
@@ -140,6 +141,13 @@ impl Ca {
 pub fn chain(material: &Material) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let chain = CertificateDer::pem_slice_iter(&material.leaf_pem).map(Result::unwrap).collect();
     (chain, PrivateKeyDer::from_pem_slice(&material.key_pem).unwrap())
+}
+
+/// A certificate that is shown by somebody who holds another key.
+pub fn without_its_key(material: &Material) -> Arc<SingleCertAndKey> {
+    let key = PrivateKeyDer::Pkcs8(KeyPair::generate().unwrap().serialize_der().into());
+    let key = aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain(material).0, key)))
 }
 
 /// An end that is not ours, and takes whatever is shown to it.

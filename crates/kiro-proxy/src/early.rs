@@ -1,0 +1,76 @@
+//! What if the application answers before it has read a request, and closes?
+//!
+//! That is what a server does with an upload that it won't take. Our next write then fails, and the HTTP library gives the
+//! connection up with the answer unread behind it. [`EarlyAnswer`] drops what nobody will read any more, so that what has been
+//! answered is read first; where there is no answer, the library finds the connection's end instead.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A connection to the application.
+#[derive(Debug)]
+pub(crate) struct EarlyAnswer {
+    stream: TcpStream,
+    /// The application no longer reads.
+    deaf: bool,
+}
+
+impl EarlyAnswer {
+    /// Wraps a connection.
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, deaf: false }
+    }
+
+    fn written(&mut self, length: usize, outcome: io::Result<usize>) -> io::Result<usize> {
+        let Err(error) = outcome else { return outcome };
+        self.deaf = matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset);
+        if self.deaf { Ok(length) } else { Err(error) }
+    }
+}
+
+impl AsyncRead for EarlyAnswer {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for EarlyAnswer {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf).map(|outcome| self.written(buf.len(), outcome))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        if self.deaf {
+            return Poll::Ready(Ok(length));
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs).map(|outcome| self.written(length, outcome))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
