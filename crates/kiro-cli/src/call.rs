@@ -174,13 +174,8 @@ async fn show(response: Response<Incoming>, arguments: &Arguments) -> Result<u8,
     if !arguments.quiet {
         say(&format!("{:?} {}", head.version, head.status));
         show_fields(&head.headers, arguments.include);
-        let meant = head.headers.get(fields::REJECT).and_then(|code| code.to_str().ok()).map(meaning::of);
-        match meant {
-            Some(sentence) => say(&format!("  {sentence}")),
-            None if head.status.as_u16() >= 400 => {
-                say("  the application's own answer: no sidecar refused the call")
-            }
-            None => {}
+        if head.status.as_u16() >= 400 && !head.headers.contains_key(fields::REJECT) {
+            say("  the application's own answer: no sidecar refused the call");
         }
         say("");
     }
@@ -206,6 +201,9 @@ fn show_fields(headers: &HeaderMap, all: bool) {
     for (name, value) in headers {
         if all || SHOWN.contains(name) || *name == fields::REJECT {
             say(&format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+        }
+        if *name == fields::REJECT {
+            say(&format!("  {}", value.to_str().map_or("not a code", meaning::of)));
         }
     }
 }

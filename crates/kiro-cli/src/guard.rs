@@ -24,9 +24,9 @@ use crate::output::note;
 /// Run a command and end it when the pod's network has gone, so that the container is started again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// How long the command may take to end after its network has gone, in seconds. Short: whom could it still answer?
-    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
-    grace: u64,
+    /// How long the command may take to end after its network has gone, in milliseconds. Short: whom could it still answer?
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 500)]
+    grace_ms: u64,
     /// Where the interfaces are listed.
     #[arg(long, value_name = "FILE", default_value = "/proc/net/dev", hide = true)]
     interfaces: PathBuf,
@@ -86,7 +86,7 @@ async fn guard(arguments: &Arguments) -> anyhow::Result<u8> {
             _ = look.tick(), if kill_at.is_none() => if network.is_gone() {
                 note("kiro guard: the pod's network namespace is gone: ending, so that the container is started in the new one");
                 send(child, Signal::TERM);
-                kill_at = Some(TokioInstant::now() + Duration::from_secs(arguments.grace));
+                kill_at = Some(TokioInstant::now() + Duration::from_millis(arguments.grace_ms));
             },
             () = sleep_until(patience), if kill_at.is_some() => {
                 send(child, Signal::KILL);

@@ -55,10 +55,19 @@ pub const OWN_FIELDS: &[OwnField] = &[
 /// lookups borrow the names instead of making them anew.
 pub static COVERED_FIELDS: [HeaderName; 3] = [HOST, BODY, UPGRADE];
 
-/// Whether a field is ours, known or not.
+/// Whether a field is ours, known or not. A spelling with `_` counts as well: CGI, and all that took its variables over, knows no
+/// difference between `x_kiro_caller` and `x-kiro-caller`.
 #[must_use]
 pub fn is_own(name: &HeaderName) -> bool {
-    name.as_str().starts_with(PREFIX)
+    has_prefix(name, PREFIX)
+}
+
+/// Whether a field's name begins with `prefix`, `_` read as `-`.
+#[must_use]
+pub fn has_prefix(name: &HeaderName, prefix: &str) -> bool {
+    let (name, prefix) = (name.as_str().as_bytes(), prefix.as_bytes());
+    name.len() >= prefix.len()
+        && name.iter().zip(prefix).all(|(have, want)| have == want || (*have == b'_' && *want == b'-'))
 }
 
 /// Whether the caller's sidecar may set a field, and then signs it.
@@ -96,6 +105,8 @@ mod tests {
             ("X-Kiro-Body", true, true),
             ("x-kiro-caller", true, false),
             ("x-kiro-future", true, false),
+            ("X_Kiro_Caller", true, false),
+            ("x-kiro_host", true, false),
             ("x-kiro", false, false),
             ("x-kirosene", false, false),
             ("host", false, false),

@@ -69,7 +69,8 @@ pub(crate) async fn serve(listener: TcpListener, audience: Audience, view: View)
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits::HEAD)
                 .serve_connection(TokioIo::new(stream), service);
-            let _ = connection.await;
+            // Whoever never reads must not hold one of the few places for good.
+            let _ = tokio::time::timeout(limits::ADMIN_CONNECTION, connection).await;
             drop(permit);
         });
     }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -49,6 +50,8 @@ pub(crate) struct AppConnection {
     epoch: Rc<Cell<u64>>,
     born: u64,
     fresh: bool,
+    /// Carries no other request.
+    spent: bool,
 }
 
 /// The task that moves a connection's bytes; dropping this ends it. By itself the HTTP library first writes all that it holds,
@@ -74,7 +77,8 @@ impl AppConnection {
     /// Gives the connection back: its last answer has ended.
     pub(crate) fn reuse(self) {
         let mut idle = self.idle.borrow_mut();
-        if self.born == self.epoch.get()
+        if !self.spent
+            && self.born == self.epoch.get()
             && !self.sender.is_closed()
             && idle.len() < limits::APP_IDLE_CONNECTIONS
         {
@@ -118,6 +122,7 @@ impl AppPool {
             epoch: Rc::clone(&self.epoch),
             born: self.epoch.get(),
             fresh,
+            spent: false,
         }
     }
 }
@@ -142,17 +147,41 @@ pub(crate) type Broken = Rc<Cell<Option<&'static str>>>;
 pub(crate) fn dress(
     trusted: Trusted<AppBody>,
     exchange: &mut Exchange,
-    caller: &http::HeaderValue,
+    caller: &HeaderValue,
     progress: Option<Rc<Progress>>,
     broken: Broken,
 ) -> Outgoing {
     let (mut head, body, kind) = trusted.into_parts();
+    frame(&mut head.headers, &body);
     headers::for_app(&mut head, kind, caller, &exchange.state().me_value);
     spans::propagate(&exchange.worker().tracing, exchange.trace(), &mut head.headers);
     if let Some(progress) = &progress {
         exchange.request_body(Rc::clone(progress));
     }
     Outgoing { request: Request::from_parts(head, body), progress, broken, upgrade: kind == Kind::WebSocket }
+}
+
+/// Frames a request by the body that it has, whatever its caller said: the HTTP library writes a Content-Length as it finds it,
+/// even where no body follows, and leaves a body without a length out of GET and HEAD.
+fn frame(headers: &mut HeaderMap, body: &AppBody) {
+    headers.remove(TRANSFER_ENCODING);
+    match body {
+        // `Content-Length: 0` is true, and some servers ask for it.
+        AppBody::Empty if headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0") => {}
+        AppBody::Empty => {
+            headers.remove(CONTENT_LENGTH);
+        }
+        AppBody::Full(bytes) => {
+            let length = bytes.as_ref().map_or(0, |bytes| bytes.len());
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        // A length that came with a stream holds: both HTTP libraries break the stream off where it does not.
+        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) => {
+            if !headers.contains_key(CONTENT_LENGTH) {
+                headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+        }
+    }
 }
 
 /// Sends a request to the application and returns its answer with the connection that it comes on.
@@ -184,6 +213,8 @@ pub(crate) async fn send(
                 ));
             }
             Some(Ok(mut response)) => {
+                // Whatever the answer is, what follows it on this connection may not be HTTP.
+                connection.spent = upgrade;
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     connection.driver.release();
                 }

@@ -65,7 +65,7 @@ impl Attempts {
         let again = match failure.reached {
             Reached::Nobody => {
                 self.unreachable += 1;
-                self.unreachable < self.addresses.len()
+                whole && self.unreachable < self.addresses.len()
             }
             Reached::NotProcessed => whole,
             Reached::MaybeProcessed => false,

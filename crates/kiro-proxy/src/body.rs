@@ -17,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use kiro_core::signature::Verified;
 use sha2::{Digest, Sha256};
+use tokio::time::Sleep;
 
 use crate::app::AppConnection;
 use crate::exchange::{Exchange, Progress};
@@ -24,6 +25,7 @@ use crate::framing::Turn;
 use crate::headers;
 use crate::inbound::PeerConnection;
 use crate::limits;
+use crate::payload::Upload;
 use crate::upstream::pool::Slot;
 
 /// Why a body ended early.
@@ -68,9 +70,9 @@ impl Body for AppBody {
         match self.get_mut() {
             AppBody::Empty => Poll::Ready(None),
             AppBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            AppBody::Plain(body) => body.poll(cx),
-            AppBody::Verified(body) => body.poll(cx),
-            AppBody::Client(body) => Pin::new(body).poll_frame(cx),
+            AppBody::Plain(body) => body.poll(cx).map(without_own),
+            AppBody::Verified(body) => body.poll(cx).map(without_own),
+            AppBody::Client(body) => Pin::new(body).poll_frame(cx).map(without_own),
         }
     }
 
@@ -96,21 +98,61 @@ impl Body for AppBody {
     }
 }
 
+/// Takes our own fields out of trailers: what no head may say from outside, no trailer may say either.
+fn without_own(frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<Frame<Bytes>, BodyError>> {
+    match frame {
+        Some(Ok(frame)) if frame.is_trailers() => {
+            let mut trailers = frame.into_trailers().unwrap_or_default();
+            headers::strip_own(&mut trailers);
+            Some(Ok(Frame::trailers(trailers)))
+        }
+        other => other,
+    }
+}
+
+/// Gives up on a body that stands still. The timer is made when there is something to wait for.
+#[derive(Default)]
+struct Patience {
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Patience {
+    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<T>) -> Poll<Result<T, BodyError>> {
+        let Poll::Pending = polled else {
+            self.waiting = false;
+            return polled.map(Ok);
+        };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::BODY_IDLE)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(tokio::time::Instant::now() + limits::BODY_IDLE);
+        }
+        sleep.as_mut().poll(cx).map(|()| Err(BodyError::Idle))
+    }
+}
+
 /// A peer's body as it comes.
 pub(crate) struct PeerBody {
     recv: RecvStream,
     progress: Rc<Progress>,
     data_ended: bool,
+    patience: Patience,
 }
 
 impl PeerBody {
     /// Wraps a stream.
     pub(crate) fn new(recv: RecvStream, progress: Rc<Progress>) -> Self {
-        Self { recv, progress, data_ended: false }
+        Self { recv, progress, data_ended: false, patience: Patience::default() }
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        match ready!(self.recv.poll_data(cx)) {
+        let polled = self.recv.poll_data(cx);
+        let data = match ready!(self.patience.watch(cx, polled)) {
+            Ok(data) => data,
+            Err(idle) => return Poll::Ready(Some(Err(idle))),
+        };
+        match data {
             Some(Ok(bytes)) => {
                 // The receiver passes it on at once, so the window opens again at once.
                 let released = self.recv.flow_control().release_capacity(bytes.len());
@@ -129,8 +171,15 @@ impl PeerBody {
             }
             self.data_ended = true;
         }
-        let trailers = ready!(self.recv.poll_trailers(cx))?;
+        let trailers = ready!(self.poll_trailers(cx))?;
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn poll_trailers(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, BodyError>> {
+        let polled = self.recv.poll_trailers(cx);
+        self.patience
+            .watch(cx, polled)
+            .map(|polled| polled.and_then(|trailers| trailers.map_err(BodyError::from)))
     }
 }
 
@@ -174,7 +223,7 @@ impl VerifiedBody {
             }
         }
         if !self.ended {
-            let trailers = ready!(self.body.recv.poll_trailers(cx))?.unwrap_or_default();
+            let trailers = ready!(self.body.poll_trailers(cx))?.unwrap_or_default();
             self.ended = true;
             self.verify(trailers)?;
         }
@@ -192,7 +241,6 @@ impl VerifiedBody {
             return Err(BodyError::Signature(error.code()));
         }
         kiro_core::signature::strip_trailers(&mut trailers);
-        headers::strip_own(&mut trailers);
         self.trailers = (!trailers.is_empty()).then_some(trailers);
         Ok(())
     }
@@ -202,12 +250,13 @@ impl VerifiedBody {
 pub(crate) struct ClientBody {
     incoming: Incoming,
     progress: Rc<Progress>,
+    patience: Patience,
 }
 
 impl ClientBody {
     /// Wraps a body.
     pub(crate) fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
-        Self { incoming, progress }
+        Self { incoming, progress, patience: Patience::default() }
     }
 }
 
@@ -219,7 +268,11 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let frame = match ready!(self.patience.watch(cx, polled)) {
+            Ok(frame) => frame,
+            Err(idle) => return Poll::Ready(Some(Err(idle))),
+        };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -247,7 +300,7 @@ pub(crate) struct AnswerBody {
 
 enum Source {
     Fixed(Option<Bytes>),
-    Peer { recv: RecvStream, data_ended: bool, _slot: Slot },
+    Peer { recv: RecvStream, data_ended: bool, _slot: Slot, _upload: Option<Upload> },
     App { incoming: Incoming, connection: Option<AppConnection> },
 }
 
@@ -258,9 +311,15 @@ impl AnswerBody {
         Self { source: Source::Fixed(text), exchange, _turn: turn }
     }
 
-    /// A peer's answer, which holds its stream.
-    pub(crate) fn peer(recv: RecvStream, slot: Slot, exchange: Exchange, turn: Option<Turn>) -> Self {
-        let source = Source::Peer { recv, data_ended: false, _slot: slot };
+    /// A peer's answer, which holds its stream, and what is left of the request's body: it ends with the answer.
+    pub(crate) fn peer(
+        recv: RecvStream,
+        slot: Slot,
+        upload: Option<Upload>,
+        exchange: Exchange,
+        turn: Option<Turn>,
+    ) -> Self {
+        let source = Source::Peer { recv, data_ended: false, _slot: slot, _upload: upload };
         Self { source, exchange: Some(exchange), _turn: turn }
     }
 
@@ -364,18 +423,20 @@ pub(crate) trait Watcher {
     fn always_trailers(&self) -> bool;
 }
 
-/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream.
+/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream, or where the body
+/// stands still for longer than `idle`: a request's may not, an answer's may (server-sent events do).
 pub(crate) async fn send<B>(
     mut body: B,
     stream: &mut SendStream<Bytes>,
     watcher: &mut impl Watcher,
+    idle: Option<Duration>,
 ) -> Result<(), BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
     BodyError: From<B::Error>,
 {
     let mut trailers = None;
-    while let Some(frame) = next_frame(&mut body, stream).await? {
+    while let Some(frame) = next_frame(&mut body, stream, idle).await? {
         match frame.into_data() {
             Ok(data) => {
                 watcher.data(&data);
@@ -398,6 +459,7 @@ where
 async fn next_frame<B>(
     body: &mut B,
     stream: &mut SendStream<Bytes>,
+    idle: Option<Duration>,
 ) -> Result<Option<Frame<Bytes>>, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -422,7 +484,10 @@ where
             Poll::Pending => Poll::Pending,
         }
     });
-    tokio::time::timeout(limits::BODY_IDLE, next).await.unwrap_or(Err(BodyError::Idle))
+    match idle {
+        None => next.await,
+        Some(idle) => tokio::time::timeout(idle, next).await.unwrap_or(Err(BodyError::Idle)),
+    }
 }
 
 /// Sends data within the peer's window, waiting no longer than `idle` for it to open.

@@ -59,8 +59,13 @@ impl Resolver {
                 let watched = match names.get(&ask.name) {
                     Some(watched) => watched.clone(),
                     None => {
-                        let watched = follow(ask.name.clone(), resolver(&mut lookup));
-                        names.insert(ask.name, watched.clone());
+                        let resolver = resolver(&mut lookup);
+                        let usable = resolver.is_ok();
+                        let watched = follow(ask.name.clone(), resolver);
+                        // A configuration that can't be read now may be there at the next request.
+                        if usable {
+                            names.insert(ask.name, watched.clone());
+                        }
                         watched
                     }
                 };

@@ -54,6 +54,8 @@ pub(crate) struct Via {
     pub(crate) caller_proof: &'static str,
     /// The address at the other end.
     pub(crate) remote: SocketAddr,
+    /// Whether it is the inside of a CONNECT tunnel.
+    pub(crate) tunnelled: bool,
 }
 
 impl Via {

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::limits;
 
 /// What a connection speaks, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +155,8 @@ struct Shared {
     in_body: AtomicBool,
     /// The oddities of the head so far; absent before its first byte.
     seen: AtomicU8,
+    /// Set once the connection carries something else than HTTP.
+    upgraded: AtomicBool,
 }
 
 const SEEN: u8 = 1;
@@ -166,6 +171,11 @@ impl Heads {
         let oddities =
             Oddities { bare_lf: seen & BARE_LF != 0, lengths: seen & LENGTHS != 0, unseen: seen & SEEN == 0 };
         (oddities, Turn(self.clone()))
+    }
+
+    /// The connection carries something else than HTTP from here on.
+    pub(crate) fn upgraded(&self) {
+        self.shared.upgraded.store(true, Ordering::Relaxed);
     }
 
     /// Whether a head has begun and not ended.
@@ -192,12 +202,14 @@ pub(crate) struct HeadTap<S> {
     heads: Heads,
     scan: HeadScan,
     turn: u32,
+    /// Runs while a write waits.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> HeadTap<S> {
     /// Taps a stream.
     pub(crate) fn new(inner: S, heads: Heads) -> Self {
-        Self { inner, heads, scan: HeadScan::default(), turn: 0 }
+        Self { inner, heads, scan: HeadScan::default(), turn: 0, stalled: None }
     }
 
     fn look(&mut self, piece: &[u8]) {
@@ -230,9 +242,26 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadTap<S> {
     }
 }
 
+impl<S> HeadTap<S> {
+    /// Gives up on a client that does not read: nothing else would notice, since the HTTP library asks a body for more only when it
+    /// has got rid of what it has. After an upgrade a stream may stand still for as long as its ends like.
+    fn patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() || self.heads.shared.upgraded.load(Ordering::Relaxed) {
+            self.stalled = None;
+            return polled;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::BODY_IDLE)));
+        stalled
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for HeadTap<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.patience(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -240,7 +269,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadTap<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.patience(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -248,11 +278,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadTap<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        self.patience(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.patience(cx, polled)
     }
 }
 

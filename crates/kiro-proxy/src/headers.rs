@@ -115,6 +115,7 @@ fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     }
     single_host(&head.headers)?;
     let kind = kind_of(&head)?;
+    no_body_with(kind, &head.headers)?;
     let ambiguous = if kind == Kind::Tunnel { false } else { screen_target(&head)? };
     strip_hop_by_hop(&mut head.headers)?;
     Ok(Admitted { head, body, kind, ambiguous })
@@ -151,6 +152,7 @@ pub(crate) fn inbound<B>(request: Request<B>, me: &ServiceName) -> Result<Admitt
         (true, Some(protocol)) if protocol.as_str() == WEBSOCKET => Kind::WebSocket,
         (true, Some(_)) => return Err(Reject::UpgradeUnsupported.into()),
     };
+    no_body_with(kind, &head.headers)?;
     let marked = head.headers.get(&fields::UPGRADE).is_some_and(|value| value == WEBSOCKET);
     if marked != (kind == Kind::WebSocket) {
         return Err(Refused::new(Reject::HeaderInvalid, "x-kiro-upgrade does not fit :protocol"));
@@ -184,6 +186,18 @@ fn kind_of(head: &request::Parts) -> Result<Kind, Refused> {
         ));
     }
     Ok(Kind::WebSocket)
+}
+
+/// What follows CONNECT or a WebSocket handshake is no body (RFC 9110 9.3.6, RFC 6455 4.1). A length that is passed on without one
+/// would have the application take the next request on its connection for it.
+fn no_body_with(kind: Kind, headers: &HeaderMap) -> Result<(), Refused> {
+    let framed = [CONTENT_LENGTH, TRANSFER_ENCODING].into_iter().find(|name| headers.contains_key(name));
+    match (kind, framed) {
+        (Kind::WebSocket | Kind::Tunnel, Some(name)) => {
+            Err(Refused::new(Reject::HeaderInvalid, format!("`{name}` on a request that has no body")))
+        }
+        (Kind::Plain, _) | (_, None) => Ok(()),
+    }
 }
 
 fn has_token(value: &HeaderValue, token: &str) -> bool {
@@ -327,11 +341,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Replaces what an outside client claims about the way it came by what the ingress saw.
 pub(crate) fn forwarded(headers: &mut HeaderMap, remote: std::net::IpAddr, tls: bool) {
-    let gone: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
-    for name in gone {
-        headers.remove(name);
-    }
+    retain(headers, |name| !fields::has_prefix(name, "x-forwarded-"));
     headers.remove(header::FORWARDED);
     if let Ok(value) = HeaderValue::from_str(&remote.to_string()) {
         headers.insert(X_FORWARDED_FOR.clone(), value);
@@ -404,6 +414,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_body_has_no_length() {
+        let websocket = "GET /chat\nHost: profile\nConnection: Upgrade\nUpgrade: websocket";
+        check_outbound(&format!("{websocket}\nContent-Length: 5"), Err("header_invalid"));
+        check_outbound(&format!("{websocket}\nTransfer-Encoding: chunked"), Err("header_invalid"));
+        check_outbound("CONNECT db:5432\nHost: db:5432\nContent-Length: 5", Err("header_invalid"));
+    }
+
+    #[test]
     fn dot_segments_are_refused() {
         check_outbound("GET /a/../b\nHost: profile", Err("path_invalid"));
         check_outbound("GET /a/%2E%2e/b\nHost: profile", Err("path_invalid"));
@@ -426,9 +444,10 @@ mod tests {
 
     #[test]
     fn applications_cannot_speak_for_sidecars() {
-        let text = "GET /a\nHost: profile\nx-kiro-caller: admin\nx-kiro-host: auth\nx-kiro-whatever: 1";
+        let text = "GET /a\nHost: profile\nx-kiro-caller: admin\nx-kiro-host: auth\nx-kiro-whatever: 1\nX_Kiro_Caller: a";
         let admitted = outbound(request(text)).unwrap();
-        assert!(admitted.head.headers.keys().all(|name| !name.as_str().starts_with("x-kiro-")));
+        let names: Vec<&str> = admitted.head.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["host"]);
     }
 
     fn check_inbound(text: &str, expected: Result<(), &str>) {
@@ -464,6 +483,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", HeaderValue::from_static("10.9.9.9"));
         headers.insert("x-forwarded-port", HeaderValue::from_static("1"));
+        headers.insert("x_forwarded_for", HeaderValue::from_static("10.9.9.9"));
         headers.insert("forwarded", HeaderValue::from_static("for=1"));
         headers.insert(HOST, HeaderValue::from_static("shop.example"));
         forwarded(&mut headers, "127.0.0.1".parse().unwrap(), true);
@@ -471,6 +491,7 @@ mod tests {
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "https");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "shop.example");
         assert!(!headers.contains_key("forwarded") && !headers.contains_key("x-forwarded-port"));
+        assert!(!headers.contains_key("x_forwarded_for"), "CGI reads it as x-forwarded-for");
     }
 
     #[test]

@@ -78,9 +78,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         remote: Some(remote),
         direction: "inbound",
     };
+    let Some(turn) = worker.turn(Direction::Inbound, &stream).await else { return };
     let Some(handshake) = worker.handshake(Box::pin(state.mesh_server.accept(stream, &context))).await else {
         return;
     };
+    drop(turn);
     let established = match handshake {
         Ok(established) => established,
         Err(error) => {
@@ -93,7 +95,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let Ok(caller_value) = HeaderValue::from_str(peer.as_str()) else { return };
     let exporter = kiro_tls::exporter(established.stream.get_ref().1);
     let keys = exporter.iter().flat_map(|exporter| verifying_keys(&state, &peer, exporter)).collect();
-    let via = Via { direction: Direction::Inbound, caller: Some(peer.clone()), caller_proof: "mtls", remote };
+    let via = Via {
+        direction: Direction::Inbound,
+        caller: Some(peer.clone()),
+        caller_proof: "mtls",
+        remote,
+        tunnelled: false,
+    };
     let connection = Rc::new(PeerConnection {
         peer,
         via: Rc::new(via),
@@ -317,6 +325,13 @@ async fn websocket(
     let trusted = trusted.with_body(AppBody::Empty);
     let outgoing = app::dress(trusted, exchange, &connection.caller_value, None, app::Broken::default());
     let (response, app) = app::send(worker, outgoing, exchange).await?;
+    if response.status().is_success() {
+        // Between sidecars a 2xx means that the stream is open (RFC 8441 5).
+        return Err(Refused::new(
+            Reject::AppNoUpgrade,
+            format!("the application answered {}", response.status()),
+        ));
+    }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Answered::Response(response, app));
     }
@@ -336,7 +351,7 @@ async fn relay(
     exchange.status(head.status);
     let ends = http_body::Body::is_end_stream(&body);
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
-    if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }).await {
+    if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, None).await {
         stream.send_reset(Reason::INTERNAL_ERROR);
         return Err(error);
     }

@@ -43,7 +43,9 @@ pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, remote: Soc
         remote: Some(remote),
         direction: "ingress",
     };
+    let Some(turn) = worker.turn(Direction::Ingress, &stream).await else { return };
     let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
+    drop(turn);
     match handshake {
         Ok(established) => {
             drop(state);
@@ -54,7 +56,13 @@ pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, remote: Soc
 }
 
 fn via(remote: SocketAddr) -> Rc<Via> {
-    Rc::new(Via { direction: Direction::Ingress, caller: None, caller_proof: "none", remote })
+    Rc::new(Via {
+        direction: Direction::Ingress,
+        caller: None,
+        caller_proof: "none",
+        remote,
+        tunnelled: false,
+    })
 }
 
 /// Answers one request from outside.

@@ -8,11 +8,15 @@ use std::time::Duration;
 /// low enough that an abuser's idle connections cost tens of megabytes, not gigabytes.
 pub(crate) const CONNECTIONS_PER_LISTENER: usize = 4096;
 
-/// TLS handshakes that one worker runs at a time: a handshake is the most expensive thing a stranger can ask for.
-pub(crate) const HANDSHAKES_PER_WORKER: usize = 128;
+/// TLS handshakes that one worker runs at a time on one listener, counted from a client's first byte on: a handshake is the most
+/// expensive thing a stranger can ask for. Whoever comes above it waits his turn.
+pub(crate) const HANDSHAKES_PER_LISTENER: usize = 256;
 
-/// How long a TLS handshake may take, from accept or connect on. Ten seconds is what a slow mobile client at the ingress needs.
+/// How long a TLS handshake may take, the wait for its turn included. Ten seconds is what a slow mobile client at the ingress needs.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to its first byte; until then it costs a descriptor and nothing else.
+pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(30);
 
 /// How long a client may take over a request head, or over its first bytes, and how long its connection may be idle: the HTTP
 /// library has one timer for both.
@@ -32,8 +36,8 @@ pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
 /// handshake is the dearest thing to ask for in vain.
 pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_secs(1);
 
-/// How long a peer may leave data unacknowledged before its connection counts as lost. Longer than a stalled container, shorter
-/// than the minutes after which the kernel gives up by itself.
+/// How long a connection may be silent before the kernel asks whether its other end is still there; it asks a few times, a third of
+/// this apart.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Bytes of a header block, trailers included. hyper's and h2's default of 16 KiB has broken users of other meshes whose
@@ -65,10 +69,23 @@ pub(crate) const CLIENT_STREAMS: u32 = 256;
 pub(crate) const STREAM_WAITERS: usize = 1024;
 
 /// Flow-control window of a stream: the product of bandwidth and delay on one machine, with room.
-pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
 
-/// Flow-control window of a connection: four streams at full speed; it bounds what one peer can make a worker buffer.
-pub(crate) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Flow-control window of a connection between sidecars. What a slow reader leaves unread counts against it, and all requests of
+/// an edge share the connection, so it has to hold many full streams: half of those that may be open. It also bounds what one
+/// peer, who has proven who he is, can make a worker hold.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAMS_PER_CONNECTION / 2 * STREAM_WINDOW;
+
+/// Flow-control windows of a client's HTTP/2 connection: it shares them with nobody, and anybody can open one.
+pub(crate) const CLIENT_STREAM_WINDOW: u32 = 64 * 1024;
+/// See [`CLIENT_STREAM_WINDOW`].
+pub(crate) const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// How long a tunnel whose one half has ended may move nothing in the other: then nobody is left to end it.
+pub(crate) const HALF_CLOSED_IDLE: Duration = Duration::from_secs(300);
+
+/// How long a connection to an admin listener may last: a look, or a scraper's few.
+pub(crate) const ADMIN_CONNECTION: Duration = Duration::from_secs(120);
 
 /// Bytes that h2 may hold for sending on one stream.
 pub(crate) const SEND_BUFFER: usize = 256 * 1024;

@@ -132,11 +132,9 @@ pub(crate) async fn accept<F>(
     }
 }
 
-/// Lets the kernel end connections whose other end is gone without a word: a cut network, a host that lost power.
+/// Lets the kernel end idle connections whose other end is gone without a word: a cut network, a host that lost power. (Not
+/// TCP_USER_TIMEOUT: that would also end those whose other end only does not read for a while.)
 pub(crate) fn notice_dead_peers(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(limits::KEEPALIVE).with_interval(limits::KEEPALIVE / 3);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(limits::KEEPALIVE));
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }

@@ -28,7 +28,7 @@ use crate::exchange::{Direction, Exchange, Via};
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
 use crate::limits;
-use crate::payload::Payload;
+use crate::payload::{Payload, Upload};
 use crate::reject::{self, Refused, Reject};
 use crate::route::{self, Plan};
 use crate::serve::{self, Front};
@@ -47,6 +47,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         caller: Some(state.me.clone()),
         caller_proof,
         remote,
+        tunnelled: false,
     };
     let Some(tls) = &state.loopback_server else {
         let via = Rc::new(via("loopback"));
@@ -59,7 +60,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         remote: Some(remote),
         direction: "outbound",
     };
+    let Some(turn) = worker.turn(Direction::Outbound, &stream).await else { return };
     let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
+    drop(turn);
     match handshake {
         Ok(established) => {
             let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);
@@ -73,8 +76,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
 
 /// What the story ends with.
 enum Answered {
-    /// A peer's answer, and the stream slot that it holds.
-    Response(Response<RecvStream>, Slot),
+    /// A peer's answer, the stream slot that it holds, and what is left of the request's body.
+    Response(Response<RecvStream>, Slot, Option<Upload>),
     /// Bytes both ways from here on.
     Stream(Stream),
     /// A tunnel to a service that speaks HTTP: its bytes are read as HTTP again.
@@ -104,16 +107,23 @@ pub(crate) async fn answer(
     let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
     let answered = Box::pin(story(&worker, Request::from_parts(head, body), &mut exchange)).await;
     match answered {
-        Ok(Answered::Response(response, slot)) => {
+        Ok(Answered::Response(response, slot, upload)) => {
             let (mut head, recv) = response.into_parts();
             tidy(&mut head.headers, &mut exchange);
             exchange.status(head.status);
-            Response::from_parts(head, AnswerBody::peer(recv, slot, exchange, turn))
+            Response::from_parts(head, AnswerBody::peer(recv, slot, upload, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Ok(Answered::HttpTunnel(client)) => {
             exchange.status(StatusCode::OK);
-            spawn_local(serve::tunnelled(worker, client, via));
+            let inside = Via {
+                direction: via.direction,
+                caller: via.caller.clone(),
+                caller_proof: via.caller_proof,
+                remote: via.remote,
+                tunnelled: true,
+            };
+            spawn_local(serve::tunnelled(worker, client, Rc::new(inside)));
             Response::new(AnswerBody::fixed(Bytes::new(), Some(exchange), None))
         }
         Err(refused) => {
@@ -134,6 +144,10 @@ async fn story(
     if admitted.kind == Kind::WebSocket {
         exchange.websocket();
     }
+    if admitted.kind == Kind::Tunnel && exchange.via().tunnelled {
+        // Each level would be a stream within a stream, without end.
+        return Err(Refused::new(Reject::UpgradeUnsupported, "CONNECT inside of CONNECT"));
+    }
     if let (Kind::Tunnel, Some(client)) = (admitted.kind, &client)
         && let (peer, Protocol::Http1) = route::find(&admitted, exchange)?
     {
@@ -149,8 +163,10 @@ async fn story(
         let address = attempts.next()?;
         exchange.attempt();
         match attempt(worker, &plan, &mut payload, address, exchange).await {
-            Ok(Sent { response, send: None, slot }) => return Ok(Answered::Response(response, slot)),
-            Ok(Sent { response, send: Some(send), slot }) => {
+            Ok(Sent { response, send: None, slot, upload }) => {
+                return Ok(Answered::Response(response, slot, upload));
+            }
+            Ok(Sent { response, send: Some(send), slot, .. }) => {
                 return accepted(worker, &plan, response, send, slot, client);
             }
             Err(failure) => {
@@ -187,6 +203,7 @@ struct Sent {
     response: Response<RecvStream>,
     send: Option<h2::SendStream<Bytes>>,
     slot: Slot,
+    upload: Option<Upload>,
 }
 
 async fn attempt(
@@ -215,12 +232,12 @@ async fn attempt(
     let ends = payload.is_empty() && plan.kind == Kind::Plain;
     let sent = upstream.sender().send_request(request, ends);
     let (answer, stream) = sent.map_err(|error| failed(&upstream, &error))?;
-    let (send, progress) = match plan.kind {
+    let (send, upload) = match plan.kind {
         Kind::WebSocket | Kind::Tunnel => (Some(stream), None),
-        Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange).await),
+        Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange)),
     };
     // A tunnel's answer waits for the peer's application to accept a connection, no longer.
-    match within(with_peer_word(peer.timeout), progress.as_deref(), answer).await {
+    match within(with_peer_word(peer.timeout), upload.as_ref().map(Upload::progress), answer).await {
         None => Err(Failure {
             refused: payload
                 .failure()
@@ -231,7 +248,7 @@ async fn attempt(
             Some(refused) => Failure { refused, reached: Reached::MaybeProcessed },
             None => failed(&upstream, &error),
         }),
-        Some(Ok(response)) => Ok(Sent { response, send, slot }),
+        Some(Ok(response)) => Ok(Sent { response, send, slot, upload }),
     }
 }
 
@@ -291,9 +308,9 @@ fn accepted(
     client: Option<OnUpgrade>,
 ) -> Result<Answered, Refused> {
     let (Some(client), true) = (client, response.status().is_success()) else {
-        return Ok(Answered::Response(response, slot));
+        return Ok(Answered::Response(response, slot, None));
     };
-    let Some(claim) = plan.claim.clone() else { return Ok(Answered::Response(response, slot)) };
+    let Some(claim) = plan.claim.clone() else { return Ok(Answered::Response(response, slot, None)) };
     let registered = worker.tunnels.register(claim, &worker.snapshot())?;
     Ok(Answered::Stream(Stream { response, send, slot, registered, client, kind: plan.kind }))
 }

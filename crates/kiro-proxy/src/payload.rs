@@ -14,9 +14,9 @@ use kiro_core::fields;
 use kiro_core::mesh::Signatures;
 use kiro_core::signature::{Nonce, content_digest_value};
 use sha2::{Digest, Sha256};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 
-use crate::body::{BodyError, Watcher, send, send_data};
+use crate::body::{BodyError, Watcher, send};
 use crate::exchange::{Exchange, Progress};
 use crate::headers::Kind;
 use crate::limits;
@@ -88,19 +88,20 @@ impl Payload {
         }
     }
 
-    /// Puts the body on its way. A streamed one goes on by itself: an answer may come before its end.
-    pub(crate) async fn send(
+    /// Puts the body on its way. A streamed one goes on by itself, since an answer may come before its end.
+    pub(crate) fn send(
         &mut self,
         upstream: &Rc<Upstream>,
         nonce: Option<Nonce>,
         mut stream: SendStream<Bytes>,
         exchange: &mut Exchange,
-    ) -> Option<Rc<Progress>> {
+    ) -> Option<Upload> {
         match self {
             Payload::Empty => None,
             Payload::Held(bytes) => {
-                // What breaks here breaks the answer as well, which is where it is looked at.
-                let _ = send_data(&mut stream, bytes.clone(), true, Some(limits::BODY_IDLE)).await;
+                // h2 keeps what the peer's window does not take yet: no more than `DIGEST_BODY_BYTES`. What breaks here breaks the
+                // answer as well, which is where it is looked at.
+                let _ = stream.send_data(bytes.clone(), true);
                 None
             }
             Payload::Stream(body, failure) => {
@@ -108,10 +109,29 @@ impl Payload {
                 let progress = Progress::new();
                 exchange.request_body(Rc::clone(&progress));
                 let watcher = Streamed::new(Rc::clone(upstream), nonce, Rc::clone(&progress));
-                spawn_local(stream_body(body, stream, watcher, Rc::clone(failure)));
-                Some(progress)
+                let task = spawn_local(stream_body(body, stream, watcher, Rc::clone(failure)));
+                Some(Upload { progress, task: task.abort_handle() })
             }
         }
+    }
+}
+
+/// A body on its way to a peer. It ends, at the latest, with the exchange that it belongs to: dropping this ends it.
+pub(crate) struct Upload {
+    progress: Rc<Progress>,
+    task: AbortHandle,
+}
+
+impl Upload {
+    /// How far it has come.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -144,7 +164,7 @@ async fn stream_body(
     mut watcher: Streamed,
     failure: Rc<RefCell<Option<Refused>>>,
 ) {
-    let Err(error) = send(body, &mut stream, &mut watcher).await else { return };
+    let Err(error) = send(body, &mut stream, &mut watcher, Some(limits::BODY_IDLE)).await else { return };
     let refused = match &error {
         // The peer's doing: its answer, or its reset, says what there is to say.
         BodyError::Stream(_) => return,
@@ -198,5 +218,59 @@ impl Watcher for Streamed {
 
     fn always_trailers(&self) -> bool {
         self.nonce.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    use http::Response;
+    use http_body_util::Full;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// What holding a body comes to, whose bytes come one a second for `seconds` and then no more.
+    async fn held(seconds: u64) -> (Result<Bytes, Reject>, Duration) {
+        let (mut client, server) = tokio::io::duplex(4096);
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+        let (outcome, outcomes) = tokio::sync::mpsc::channel(1);
+        let mut outcomes = outcomes;
+        let serving = tokio::spawn(async move {
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                let outcome = outcome.clone();
+                async move {
+                    let held = hold(request.into_body()).await;
+                    outcome.send(held.map_err(|refused| refused.reject)).await.unwrap();
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+                }
+            });
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(server), service).await;
+        });
+        let begin = tokio::time::Instant::now();
+        for _ in 0..seconds {
+            let _ = client.write_all(b"a").await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let held = outcomes.recv().await.unwrap();
+        let took = begin.elapsed();
+        drop(client);
+        serving.await.unwrap();
+        (held, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_body_that_never_ends_is_given_up() {
+        // Standing still from the start, or trickling: a held body is small, so its whole has to come in time.
+        for seconds in [0, 30] {
+            let (held, took) = held(seconds).await;
+            assert_eq!(held, Err(Reject::RequestTimeout), "{seconds}");
+            assert_eq!(took.as_secs(), limits::BODY_IDLE.as_secs(), "{seconds}");
+        }
     }
 }

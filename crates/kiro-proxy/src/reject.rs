@@ -80,6 +80,8 @@ pub enum Reject {
     AppReset,
     /// The application did not answer in time.
     AppTimeout,
+    /// The application answered a WebSocket handshake as if it were any request.
+    AppNoUpgrade,
 }
 
 impl Reject {
@@ -111,7 +113,8 @@ impl Reject {
             | Reject::UpstreamReset
             | Reject::AppConnect
             | Reject::AppTls(_)
-            | Reject::AppReset => StatusCode::BAD_GATEWAY,
+            | Reject::AppReset
+            | Reject::AppNoUpgrade => StatusCode::BAD_GATEWAY,
             Reject::UpstreamTimeout | Reject::AppTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -146,6 +149,7 @@ impl Reject {
             Reject::AppConnect => "app_connect",
             Reject::AppReset => "app_reset",
             Reject::AppTimeout => "app_timeout",
+            Reject::AppNoUpgrade => "app_no_upgrade",
         }
     }
 
@@ -162,7 +166,8 @@ impl Reject {
             | Reject::AppConnect
             | Reject::AppTls(_)
             | Reject::AppReset
-            | Reject::AppTimeout => Origin::Upstream,
+            | Reject::AppTimeout
+            | Reject::AppNoUpgrade => Origin::Upstream,
             Reject::AuthorityInvalid
             | Reject::HostMissing
             | Reject::HostDuplicate
@@ -227,6 +232,7 @@ pub const CODES: &[&str] = &[
     "app_connect",
     "app_reset",
     "app_timeout",
+    "app_no_upgrade",
     "tls_no_certificate",
     "tls_unknown_issuer",
     "tls_expired",
@@ -246,7 +252,7 @@ pub const CODES: &[&str] = &[
 /// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
 #[must_use]
 pub fn by_code(code: &str) -> Option<Reject> {
-    const PLAIN: [Reject; 29] = [
+    const PLAIN: [Reject; 30] = [
         Reject::AuthorityInvalid,
         Reject::HostMissing,
         Reject::HostDuplicate,
@@ -276,6 +282,7 @@ pub fn by_code(code: &str) -> Option<Reject> {
         Reject::AppConnect,
         Reject::AppReset,
         Reject::AppTimeout,
+        Reject::AppNoUpgrade,
     ];
     if let Some(plain) = PLAIN.into_iter().find(|reject| reject.code() == code) {
         return Some(plain);

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -54,18 +54,17 @@ pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, f
 /// Looks at a connection's first bytes without taking them.
 async fn first_bytes(stream: &TcpStream) -> std::io::Result<Guess> {
     let mut first = [0; 24];
-    let mut seen = 0;
+    let mut pause = Duration::from_millis(2);
     loop {
         let count = stream.peek(&mut first).await?;
         let guessed = guess(first.get(..count).unwrap_or_default());
         if guessed != Guess::NeedMore || count == 0 {
             return Ok(guessed);
         }
-        if count == seen {
-            // Peeking returns at once while bytes are there; the client is in the middle of its preface.
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        seen = count;
+        // Peeking returns at once while bytes are there, and the client is in the middle of its preface: an honest one sends the rest
+        // in a moment, any other is looked at ever more seldom.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
@@ -121,17 +120,21 @@ where
         let (worker, via) = (Rc::clone(&worker), Rc::clone(&via));
         service_fn(move |request: Request<Incoming>| {
             let (oddities, turn) = heads.read();
+            let heads = heads.clone();
+            let tunnel = request.method() == Method::CONNECT;
             let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, Some(turn));
-            async move { Ok::<_, Infallible>(keep_or_close(answered.await, oddities)) }
+            async move {
+                let answer = answered.await;
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+                    || (tunnel && answer.status().is_success())
+                {
+                    heads.upgraded();
+                }
+                Ok::<_, Infallible>(keep_or_close(answer, oddities))
+            }
         })
     };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD)
-        .max_header_size(limits::HEADER_BYTES)
-        .max_headers(limits::HEADER_FIELDS)
-        .serve_connection(io, service)
-        .with_upgrades();
+    let connection = http1_limits().serve_connection(io, service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let mut draining = std::pin::pin!(worker.phase.reached(drains_at(front)));
     let mut told = false;
@@ -149,6 +152,17 @@ where
     }
 }
 
+/// HTTP/1 within the limits. Answers are flushed one by one: what hyper gathers over pipelined requests it loses when it closes.
+fn http1_limits() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD)
+        .max_header_size(limits::HEADER_BYTES)
+        .max_headers(limits::HEADER_FIELDS);
+    builder
+}
+
 async fn http2<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -164,8 +178,8 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::CLIENT_STREAMS)
         .max_header_list_size(limits::CLIENT_HEADER_LIST_BYTES)
-        .initial_stream_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .max_send_buf_size(limits::SEND_BUFFER)
         .keep_alive_interval(limits::BODY_IDLE)
         .serve_connection(TokioIo::new(stream), service);
@@ -210,7 +224,7 @@ async fn answer(
 /// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2), and none whose head was
 /// refused as malformed does.
 fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Response<AnswerBody> {
-    let upgrade = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let malformed = response.status() == http::StatusCode::BAD_REQUEST
         && response.headers().contains_key(&fields::REJECT);
     if malformed || !oddities.keep_alive() && !upgrade {
@@ -219,19 +233,25 @@ fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Resp
     response
 }
 
-/// What hyper answered, or did not answer, by itself. An idle connection that it closes is no refusal: only a head that has
-/// begun (`in_head`) can be late.
+/// Accounts for what hyper answered, or did not answer, by itself.
 fn library_error(worker: &Worker, via: &Via, error: &hyper::Error, in_head: bool) {
-    let reject = if error.is_parse_too_large() {
-        Reject::HeadersTooLarge
+    if let Some(reject) = library_reject(error, in_head) {
+        worker.library_answer(via, reject, &crate::app::error_chain(error));
+    }
+}
+
+/// What an error of the library means for the request. An idle connection that it closes is no refusal: only a head that has
+/// begun (`in_head`) can be late.
+fn library_reject(error: &hyper::Error, in_head: bool) -> Option<Reject> {
+    if error.is_parse_too_large() {
+        Some(Reject::HeadersTooLarge)
     } else if error.is_parse() {
-        Reject::MessageInvalid
+        Some(Reject::MessageInvalid)
     } else if error.is_timeout() && in_head {
-        Reject::RequestTimeout
+        Some(Reject::RequestTimeout)
     } else {
-        return;
-    };
-    worker.library_answer(via, reject, &crate::app::error_chain(error));
+        None
+    }
 }
 
 /// Runs hyper's HTTP/2 tasks on the worker that they belong to.
@@ -246,5 +266,57 @@ where
         spawn_local(async move {
             future.await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// Serves one connection until it ends. What came of it, and whether it was in a head.
+    async fn serve(stream: tokio::io::DuplexStream) -> (Result<(), hyper::Error>, bool) {
+        let heads = Heads::default();
+        let begun = heads.clone();
+        let service = service_fn(|_| {
+            // The answer has no body, so the turn is over at once.
+            drop(heads.read());
+            async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))) }
+        });
+        let io = TokioIo::new(HeadTap::new(stream, heads.clone()));
+        let ended = http1_limits().serve_connection(io, service).await;
+        (ended, begun.begun())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_never_ends_is_closed_in_time() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let begin = tokio::time::Instant::now();
+        let trickle = tokio::spawn(async move {
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+            // Each piece by itself is in time.
+            while client.write_all(b"x: 1\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let (ended, in_head) = serve(server).await;
+        assert_eq!(begin.elapsed().as_secs(), limits::HEAD.as_secs());
+        assert_eq!(library_reject(&ended.unwrap_err(), in_head), Some(Reject::RequestTimeout));
+        trickle.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_that_is_closed_was_no_refusal() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let begin = tokio::time::Instant::now();
+        let (ended, in_head) = serve(server).await;
+        assert_eq!(begin.elapsed().as_secs(), limits::HEAD.as_secs());
+        assert!(!in_head);
+        if let Err(error) = ended {
+            assert_eq!(library_reject(&error, in_head), None);
+        }
     }
 }

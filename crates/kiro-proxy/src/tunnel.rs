@@ -14,6 +14,7 @@ use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use kiro_core::mesh::Timeout;
 use kiro_core::policy::{Call, CallKind, Caller, Verdict};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -207,10 +208,7 @@ pub(crate) async fn join<IO>(
     let both = async {
         let down = stream_to_io(recv, write, &from_stream);
         let up = io_to_stream(read, &mut send, &to_stream);
-        match tokio::try_join!(down, up) {
-            Ok(_) => End::Finished,
-            Err(_) => End::Broken,
-        }
+        both_halves(down, &from_stream, up, &to_stream).await
     };
     let end = until_cut(worker, both, registered).await;
     if end != End::Finished {
@@ -226,27 +224,51 @@ pub(crate) async fn join<IO>(
 /// Moves bytes between two byte streams: an ingress client and the application.
 pub(crate) async fn join_bytes<A, B>(
     worker: &Rc<Worker>,
-    mut client: A,
-    mut app: B,
+    client: A,
+    app: B,
     registered: &Registered,
     mut exchange: Exchange,
 ) where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    let (from_client, from_app) = (Progress::new(), Progress::new());
+    exchange.request_body(Rc::clone(&from_client));
+    let ((client_read, client_write), (app_read, app_write)) =
+        (tokio::io::split(client), tokio::io::split(app));
     let both = async {
-        match tokio::io::copy_bidirectional(&mut client, &mut app).await {
-            Ok((up, down)) => {
-                exchange.request_bytes(usize::try_from(up).unwrap_or(usize::MAX));
-                exchange.response_bytes(usize::try_from(down).unwrap_or(usize::MAX));
-                End::Finished
-            }
-            Err(_) => End::Broken,
-        }
+        let up = io_to_io(client_read, app_write, &from_client);
+        let down = io_to_io(app_read, client_write, &from_app);
+        both_halves(up, &from_client, down, &from_app).await
     };
-    if until_cut(worker, both, registered).await == End::Cut {
+    let end = until_cut(worker, both, registered).await;
+    exchange.response_bytes(usize::try_from(from_app.bytes.get()).unwrap_or(usize::MAX));
+    if end == End::Cut {
         exchange.cut();
     }
+}
+
+/// Runs both halves of a tunnel. Once one has ended, the other must move something now and then: with nobody left who would end it,
+/// it would stay for good.
+async fn both_halves(
+    one: impl Future<Output = Result<(), BodyError>>,
+    one_moved: &Progress,
+    other: impl Future<Output = Result<(), BodyError>>,
+    other_moved: &Progress,
+) -> End {
+    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
+    let bound = Timeout::After(limits::HALF_CLOSED_IDLE);
+    let rest = tokio::select! {
+        ended = &mut one => match ended {
+            Ok(()) => app::within(bound, Some(other_moved), other).await,
+            Err(error) => Some(Err(error)),
+        },
+        ended = &mut other => match ended {
+            Ok(()) => app::within(bound, Some(one_moved), one).await,
+            Err(error) => Some(Err(error)),
+        },
+    };
+    if matches!(rest, Some(Ok(()))) { End::Finished } else { End::Broken }
 }
 
 async fn until_cut(worker: &Rc<Worker>, both: impl Future<Output = End>, registered: &Registered) -> End {
@@ -283,7 +305,11 @@ where
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(limits::TUNNEL_BUFFER);
-        let count = read.read_buf(&mut buffer).await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
+        // A peer that resets the stream is noticed while the other end is silent.
+        let count = tokio::select! {
+            count = read.read_buf(&mut buffer) => count.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?,
+            _ = std::future::poll_fn(|cx| send.poll_reset(cx)) => return Err(BodyError::Stream(Reason::CANCEL.into())),
+        };
         if count == 0 {
             send.send_data(Bytes::new(), true)?;
             return Ok(());
@@ -292,6 +318,25 @@ where
         progress.moved(piece.len());
         // A tunnel may stand still for as long as its ends like, a full window included.
         send_data(send, piece, false, None).await?;
+    }
+}
+
+async fn io_to_io<R, W>(mut read: R, mut write: W, progress: &Progress) -> Result<(), BodyError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let broken = |_| BodyError::Stream(Reason::CANCEL.into());
+    let mut buffer = BytesMut::with_capacity(limits::TUNNEL_BUFFER);
+    loop {
+        buffer.reserve(limits::TUNNEL_BUFFER);
+        if read.read_buf(&mut buffer).await.map_err(broken)? == 0 {
+            return write.shutdown().await.map_err(broken);
+        }
+        let piece = buffer.split();
+        write.write_all(&piece).await.map_err(broken)?;
+        write.flush().await.map_err(broken)?;
+        progress.moved(piece.len());
     }
 }
 

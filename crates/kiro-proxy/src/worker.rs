@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::log::{Format, LineBuffer, LogSink};
 use kiro_telemetry::trace::Tracing;
-use tokio::sync::{Notify, watch};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::spawn_local;
 
 use crate::app::AppPool;
 use crate::discover::{Names, Resolver};
 use crate::drain::PhaseWatch;
-use crate::exchange::Via;
+use crate::exchange::{Direction, Via};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::reject::Reject;
@@ -46,8 +47,7 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Tunnels,
     /// Exchanges that are under way.
     pub(crate) active: Cell<u64>,
-    /// TLS handshakes under way.
-    pub(crate) handshakes: Cell<usize>,
+    handshakes: Turns,
     /// Serving, draining, or done.
     pub(crate) phase: PhaseWatch,
     /// What was configured at start.
@@ -81,7 +81,7 @@ impl Worker {
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
             active: Cell::new(0),
-            handshakes: Cell::new(0),
+            handshakes: Turns::new(),
             phase: parts.phase.clone(),
             settings: Arc::clone(&parts.settings),
         })
@@ -135,13 +135,24 @@ impl Worker {
         });
     }
 
-    /// Runs a TLS handshake within its limits; the caller boxes it, since its state is large and soon gone. `None` where there are too many, or it takes too long.
-    pub(crate) async fn handshake<F: Future>(&self, handshake: F) -> Option<F::Output> {
-        if self.handshakes.get() >= limits::HANDSHAKES_PER_WORKER {
+    /// Waits until a client has begun to speak and it is its turn for a handshake on its listener. Only who has begun counts: silent
+    /// connections keep nobody out.
+    pub(crate) async fn turn(&self, direction: Direction, stream: &TcpStream) -> Option<SemaphorePermit<'_>> {
+        tokio::time::timeout(limits::FIRST_BYTE, stream.readable()).await.ok()?.ok()?;
+        let turns = match direction {
+            Direction::Outbound => &self.handshakes.outbound,
+            Direction::Inbound => &self.handshakes.inbound,
+            Direction::Ingress => &self.handshakes.ingress,
+        };
+        let turn = tokio::time::timeout(limits::HANDSHAKE, turns.acquire()).await;
+        if turn.is_err() {
             self.metrics.handshake_failed("tls_too_many");
-            return None;
         }
-        let _under_way = UnderWay::new(&self.handshakes);
+        turn.ok()?.ok()
+    }
+
+    /// Runs a TLS handshake within its time; the caller boxes it, since its state is large and soon gone.
+    pub(crate) async fn handshake<F: Future>(&self, handshake: F) -> Option<F::Output> {
         let outcome = tokio::time::timeout(limits::HANDSHAKE, handshake).await.ok();
         if outcome.is_none() {
             self.metrics.handshake_failed("tls_timeout");
@@ -197,18 +208,18 @@ impl Worker {
     }
 }
 
-struct UnderWay<'a>(&'a Cell<usize>);
-
-impl<'a> UnderWay<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
-    }
+/// Whose turn it is for a handshake, one queue for each listener: a crowd at one of them is no concern of the others, and none of
+/// the sidecar's own calls.
+struct Turns {
+    outbound: Semaphore,
+    inbound: Semaphore,
+    ingress: Semaphore,
 }
 
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+impl Turns {
+    fn new() -> Self {
+        let turns = || Semaphore::new(limits::HANDSHAKES_PER_LISTENER);
+        Self { outbound: turns(), inbound: turns(), ingress: turns() }
     }
 }
 

@@ -319,6 +319,7 @@ connects!(MeshClient, LoopbackClient);
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
+    use rustls::client::ResolvesClientCert;
     use rustls::crypto::aws_lc_rs::sign::any_supported_type;
     use rustls::sign::CertifiedKey;
     use rustls_pki_types::PrivateKeyDer;
@@ -327,7 +328,7 @@ mod tests {
 
     fn core(leg: Leg) -> ServerCore {
         let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::default().self_signed(&key).unwrap();
+        let leaf = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
         let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap();
         let certificate = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![leaf.into()], key)));
         ServerCore { certificate, rules: None, versions: &INGRESS_VERSIONS, alpn: &[H2], leg }
@@ -340,6 +341,33 @@ mod tests {
         assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
         assert!(!config.session_storage.can_cache());
         assert!(!config.ticketer.enabled());
+    }
+
+    #[tokio::test]
+    async fn a_mesh_handshake_that_asked_no_verifier_is_refused() {
+        let core = core(Leg::Mesh);
+        let mut roots = rustls::RootCertStore::empty();
+        let shown = core.certificate.resolve(&[], &[]).unwrap();
+        roots.add(shown.cert.first().unwrap().clone()).unwrap();
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(provider()))
+            .with_protocol_versions(&MESH_VERSIONS)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.alpn_protocols = vec![H2.to_vec()];
+        let context = HandshakeContext {
+            service: kiro_core::identity::ServiceName::parse("profile").unwrap(),
+            local: None,
+            remote: None,
+            direction: "inbound",
+        };
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let call =
+            async { connector.connect(ServerName::try_from("localhost").unwrap(), theirs).await.map(drop) };
+        let (accepted, called) = tokio::join!(handshake::accept(&core, ours, &context), call);
+        called.unwrap();
+        assert_eq!(accepted.unwrap_err().code(), "tls_no_certificate");
     }
 
     #[test]

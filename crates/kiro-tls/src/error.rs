@@ -310,3 +310,47 @@ pub(crate) fn fix(kind: HandshakeErrorKind, side: Side, leg: Leg) -> &'static st
         HandshakeErrorKind::Other => "look at the peer's log for the same moment",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classified(error: rustls::Error) -> Option<HandshakeErrorKind> {
+        classify_io(&io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    #[test]
+    fn only_alerts_that_judge_us_are_refusals() {
+        let alert = |alert| classified(rustls::Error::AlertReceived(alert));
+        for judging in [
+            AlertDescription::BadCertificate,
+            AlertDescription::UnsupportedCertificate,
+            AlertDescription::CertificateRevoked,
+            AlertDescription::CertificateExpired,
+            AlertDescription::CertificateUnknown,
+            AlertDescription::UnknownCA,
+            AlertDescription::AccessDenied,
+            AlertDescription::DecryptError,
+            AlertDescription::CertificateRequired,
+        ] {
+            assert_eq!(alert(judging), Some(HandshakeErrorKind::PeerRefused), "{judging:?}");
+        }
+        assert_eq!(alert(AlertDescription::ProtocolVersion), Some(HandshakeErrorKind::Version));
+        assert_eq!(alert(AlertDescription::NoApplicationProtocol), Some(HandshakeErrorKind::Alpn));
+        for other in [
+            AlertDescription::BadRecordMac,
+            AlertDescription::InternalError,
+            AlertDescription::RecordOverflow,
+            AlertDescription::UserCanceled,
+        ] {
+            assert_eq!(alert(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn errors_that_are_no_alert_are_no_refusal() {
+        assert_eq!(classified(rustls::Error::DecryptError), None);
+        assert_eq!(classify_io(&io::ErrorKind::ConnectionReset.into()), None);
+        assert_eq!(classify_io(&io::Error::other("something else")), None);
+    }
+}

@@ -154,6 +154,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mended_mode_changes_the_stamp() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let before = stamp(file.path()).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        // Until the file system's clock has ticked.
+        while stamp(file.path()).unwrap() == before {
+            assert!(std::time::Instant::now() < deadline, "the stamp never changes");
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+
+    #[test]
     fn keys_that_others_can_reach_are_refused() {
         let cases = [
             (0o600, false, Secrecy::Sidecar, true),

@@ -213,3 +213,57 @@ fn write_warning(expected: &SpiffeId, certificate: &str, facts: &LeafFacts, leve
         if level == ExpiryLevel::Past { "certificate has expired" } else { "certificate expires soon" }
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use kiro_core::identity::{ServiceName, TrustDomain};
+
+    use super::*;
+
+    /// A follower that has taken what is in a directory, some time ago.
+    fn settled() -> (tempfile::TempDir, Follower) {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["ca.pem", "leaf.pem"] {
+            std::fs::write(directory.path().join(name), name).unwrap();
+        }
+        for name in ["leaf.key", "edges.json"] {
+            // tempfile makes files that are their owner's alone.
+            let file = tempfile::NamedTempFile::new_in(directory.path()).unwrap();
+            file.persist(directory.path().join(name)).unwrap();
+        }
+        let domain = TrustDomain::parse("kiro.mesh").unwrap();
+        let follower = Follower {
+            directory: directory.path().to_owned(),
+            expected: SpiffeId::sidecar(&domain, &ServiceName::parse("profile").unwrap()),
+            generation: 1,
+            digest: SidecarFiles::read(directory.path()).unwrap().digest(),
+            loaded: Loaded { stamps: Stamps::of(directory.path()), fresh: false },
+            trouble: None,
+            expiry: ExpiryLog::default(),
+        };
+        (directory, follower)
+    }
+
+    #[test]
+    fn what_has_the_same_stamp_is_not_read_again() {
+        let (_directory, mut follower) = settled();
+        // Were the files read, their content would not be the one that is known, and would be bad.
+        follower.digest = [0; 32];
+        assert!(follower.look().is_none() && follower.trouble.is_none());
+    }
+
+    #[test]
+    fn what_was_too_new_for_its_stamp_is_read_again() {
+        let (_directory, mut follower) = settled();
+        follower.digest = [0; 32];
+        follower.loaded.fresh = true;
+        assert!(follower.look().is_none() && follower.trouble.is_some());
+    }
+
+    #[test]
+    fn trouble_is_looked_into_whatever_the_stamps_say() {
+        let (_directory, mut follower) = settled();
+        follower.trouble = Some(Trouble { stamps: follower.loaded.stamps, told: true });
+        assert!(follower.look().is_none() && follower.trouble.is_none());
+    }
+}

@@ -282,6 +282,17 @@ async fn bytes_that_only_begin_like_tls() {
     assert_eq!((error.kind(), lines.len()), (Kind::Other, 1));
 }
 
+#[tokio::test]
+async fn plain_bytes_after_a_good_beginning_are_no_plain_http() {
+    let config = Arc::new(foreign_client(None, TLS13, &["h2"]));
+    let mut hello = Vec::new();
+    let mut tls = rustls::ClientConnection::new(config, ServerName::try_from(NAME).unwrap()).unwrap();
+    tls.write_tls(&mut hello).unwrap();
+    hello.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+    let (error, lines) = bytes(&hello).await;
+    assert_eq!((error.kind(), lines.len()), (Kind::Other, 1), "{error}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_stays_silent_makes_its_line_when_it_is_given_up() {
     let log = Log::start();

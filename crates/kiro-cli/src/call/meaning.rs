@@ -82,6 +82,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("app_connect", "the callee's sidecar is there, but its application does not accept connections"),
     ("app_reset", "the callee's application broke off without an answer"),
     ("app_timeout", "the callee's application did not answer in time"),
+    ("app_no_upgrade", "the application answered a WebSocket handshake as if it were any request"),
     ("tls_no_certificate", "a peer showed no certificate"),
     (
         "tls_unknown_issuer",
@@ -114,4 +115,39 @@ mod tests {
         assert_eq!(known, kiro_proxy::CODES);
         assert!(of("no_such_code").contains("does not know"));
     }
+
+    /// What the documentation says of the codes is written from the code: `UPDATE_DOCS=1 cargo test -p kiro-cli meaning` does it.
+    #[test]
+    fn the_documentation_lists_the_codes() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reject-codes.md");
+        let rows: String = MEANINGS
+            .iter()
+            .filter_map(|(code, meaning)| kiro_proxy::by_code(code).map(|reject| (code, meaning, reject)))
+            .map(|(code, meaning, reject)| {
+                let origin = format!("{:?}", reject.origin()).to_lowercase();
+                let meaning = meaning.replace('|', "\\|");
+                format!("| `{code}` | {} | {origin} | {meaning} |\n", reject.status().as_u16())
+            })
+            .collect();
+        let text = format!("{DOCUMENT}{rows}");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            written == text,
+            "docs/reject-codes.md has drifted: UPDATE_DOCS=1 cargo test -p kiro-cli meaning"
+        );
+    }
+
+    const DOCUMENT: &str = "\
+# Reject codes
+
+A request that a sidecar refuses is answered with a status and one of these codes in `x-kiro-reject`, and nothing more. The cause is in the
+log of the sidecar that refused: its access line has the same code in `reject` and the cause in `reject_cause`. The origin says whose fault
+it is: the request's (`client`), the sidecar's at the moment (`proxy`), or that of what stands behind it (`upstream`).
+
+| code | status | origin | meaning |
+|---|---|---|---|
+";
 }

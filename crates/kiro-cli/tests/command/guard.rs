@@ -36,8 +36,8 @@ fn the_exit_code_is_the_commands() {
 
 #[test]
 fn arguments_and_streams_are_the_commands() {
-    let (code, out, _) = outcome(kiro().args(["guard", "--", "echo", "--grace", "-n", "x y"]));
-    assert_eq!((code, out.as_str()), (Some(0), "--grace -n x y\n"));
+    let (code, out, _) = outcome(kiro().args(["guard", "--", "echo", "--grace-ms", "-n", "x y"]));
+    assert_eq!((code, out.as_str()), (Some(0), "--grace-ms -n x y\n"));
 }
 
 #[test]
@@ -87,8 +87,8 @@ fn a_command_whose_network_is_gone_is_ended_not_at_once_but_surely() {
     let (status, took) = running.end();
     assert_eq!(status.code(), Some(75));
     assert!(there(&ready.with_extension("told")).is_some(), "it was asked first");
-    // Two seconds for Docker to have the owner back, one of grace.
-    assert!(took >= Duration::from_millis(2900), "{took:?}");
+    // Two seconds for Docker to have the owner back, and the grace.
+    assert!(took >= Duration::from_millis(2400), "{took:?}");
     assert!(took < Duration::from_secs(6), "{took:?}");
     let said = running.line();
     assert!(said.contains("network namespace is gone"), "{said}");
@@ -102,7 +102,7 @@ fn a_command_that_ends_by_itself_after_its_network_has_gone_asks_to_be_started_a
     let script = format!("trap 'exit 0' TERM; touch {}; while :; do sleep 0.05; done", ready.display());
     let mut command = kiro();
     command
-        .args(["guard", "--grace", "60", "--interfaces"])
+        .args(["guard", "--grace-ms", "60000", "--interfaces"])
         .arg(&listing)
         .args(["--", "/bin/sh", "-c", &script]);
     let mut running = Running::start(&mut command);

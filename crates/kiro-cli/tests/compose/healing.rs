@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{SERVICES, curl, every_container, ingress, inspect, pod, wait_for};
+use crate::support::{SERVICES, curl, every_container, id, ingress, must, pod, wait_for};
 
 /// From the crash to the first request that is served by all that died.
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
-fn process(container: &str) -> i32 {
-    inspect(container)["State"]["Pid"].as_i64().unwrap().try_into().unwrap()
+/// The processes of containers, in one look: each look is a part of what is measured.
+fn processes(ids: &[String]) -> Vec<i32> {
+    let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    let listed = must("docker", &[&["inspect", "--format", "{{.State.Pid}}"], &*ids].concat());
+    listed.lines().map(|line| line.trim().parse().unwrap()).collect()
 }
 
 fn serves() -> bool {
@@ -26,17 +29,16 @@ fn a_crash_of_any_one_container_heals_by_itself() {
         // Who is gone with it: all who had joined the namespace, or itself alone.
         let victims =
             if container.ends_with("-pod") { pod(service).to_vec() } else { vec![container.clone()] };
-        let before: Vec<i32> = victims.iter().map(|victim| process(victim)).collect();
+        let ids: Vec<_> = victims.iter().map(|victim| id(victim)).collect();
+        let before = processes(&ids);
 
         // As a crash: `docker kill` would count as an operator's wish and switch the restart off.
-        kill_process(Pid::from_raw(process(&container)).unwrap(), Signal::KILL).unwrap();
+        let crashing = processes(&[id(&container)])[0];
+        kill_process(Pid::from_raw(crashing).unwrap(), Signal::KILL).unwrap();
         let begin = Instant::now();
         let healed = wait_for(&format!("{container} healed"), Duration::from_secs(60), || {
-            let came_back = |(victim, before): (&String, &i32)| {
-                let now = process(victim);
-                now != 0 && now != *before
-            };
-            (victims.iter().zip(&before).all(came_back) && serves()).then(|| begin.elapsed())
+            let all_new = processes(&ids).iter().zip(&before).all(|(now, before)| *now != 0 && now != before);
+            (all_new && serves()).then(|| begin.elapsed())
         });
         println!("{container}: healed after {:.1} s", healed.as_secs_f64());
         assert!(healed < HEALED_WITHIN, "{container}: {healed:?}");

@@ -4,7 +4,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "helpers of tests, where a panic is a failed test"
+    clippy::print_stdout,
+    reason = "tests: a panic is a failed one, and what they measure is for a person to see"
 )]
 
 mod containers;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{SERVICES, curl, ingress, inspect, kiro, must, port, wait_for};
+use crate::support::{SERVICES, curl, every_container, ingress, inspect, kiro, logs, port, wait_for};
 
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
@@ -87,8 +87,8 @@ fn each_request_and_each_certificate_is_a_line_of_json_and_no_secret_is() {
     let path = "/dashboard/bob";
     assert_eq!(curl(&[&ingress(path)]).0, 200);
     let lines = |service: &str| -> Vec<Value> {
-        let text = must("docker", &["compose", "logs", "--no-log-prefix", &format!("{service}-proxy")]);
-        text.lines()
+        logs(&format!("{service}-proxy"))
+            .lines()
             .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{service}: {line}")))
             .collect()
     };
@@ -105,7 +105,7 @@ fn each_request_and_each_certificate_is_a_line_of_json_and_no_secret_is() {
     let verified = lines("profile").into_iter().find(|line| line["message"] == "certificate verified");
     assert!(verified.is_some(), "no line of a verified certificate");
 
-    let all = must("docker", &["compose", "logs", "--no-log-prefix"]);
+    let all: String = every_container().iter().map(|container| logs(container)).collect();
     let edges =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../certs/profile/edges.json"))
             .unwrap();

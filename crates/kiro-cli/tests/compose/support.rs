@@ -46,11 +46,22 @@ pub(crate) fn kiro(container: &str, arguments: &[&str]) -> Ran {
     run("docker", &[&["compose", "exec", "-T", container, "kiro"], arguments].concat())
 }
 
+/// A container's id, which stays through its restarts.
+#[track_caller]
+pub(crate) fn id(container: &str) -> String {
+    must("docker", &["compose", "ps", "--all", "--quiet", container]).trim().to_owned()
+}
+
 #[track_caller]
 pub(crate) fn inspect(container: &str) -> Value {
-    let id = must("docker", &["compose", "ps", "--all", "--quiet", container]);
-    let all: Value = serde_json::from_str(&must("docker", &["inspect", id.trim()])).unwrap();
+    let all: Value = serde_json::from_str(&must("docker", &["inspect", &id(container)])).unwrap();
     all[0].clone()
+}
+
+/// What a container has written to stdout; not by Compose, which puts escapes for a terminal between the lines.
+#[track_caller]
+pub(crate) fn logs(container: &str) -> String {
+    must("docker", &["logs", &id(container)])
 }
 
 /// A port of this run, by its variable.

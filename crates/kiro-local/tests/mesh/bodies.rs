@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::client::Client;
-use crate::hostile::{Arrived, Fake, Leaf, MESH, OBEDIENT, OnConnection, OnRequest, Script, place, server};
+use crate::fake::{Arrived, Fake, OBEDIENT, OnConnection, OnRequest, Script, place};
+use crate::hostile::{Leaf, MESH, server};
 use crate::support::{Answer, PATIENCE, Spec, World, eventually};
 
 const KIB: usize = 1024;
@@ -149,7 +150,7 @@ async fn an_answer_without_a_length_arrives_with_its_trailers() {
     let world = World::start(Spec::pair()).await;
     let listener = world.listen("callee").await;
     let text =
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\nConnection: close\r\n\r\n\
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum, x-kiro-caller\r\nConnection: close\r\n\r\n\
         5\r\nhello\r\n7\r\n, world\r\n0\r\nx-sum: 7\r\nx-kiro-caller: nobody\r\n\r\n";
     let mut client = Client::app_of(&world, "caller").await;
     let call = async {

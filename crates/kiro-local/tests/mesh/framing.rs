@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -44,11 +45,6 @@ async fn check_refused(request: &[u8], code: &str) {
     }
     assert!(world.stop().await);
     assert!(recorder.seen().is_empty(), "{what}");
-    assert_eq!(world_lines(&line), "caller", "{what}");
-}
-
-fn world_lines(line: &serde_json::Value) -> &str {
-    line["caller"].as_str().unwrap()
 }
 
 fn post(fields: &str) -> Vec<u8> {
@@ -199,6 +195,26 @@ async fn a_header_block_over_the_limit_is_431_logged_and_counted() {
         assert_eq!(world.metric("caller", "kiro_rejects_total{code=\"headers_too_large\"}").await, count);
     }
     assert!(recorder.seen().is_empty());
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
+async fn http_2_has_the_same_limit_and_is_logged_too() {
+    let (world, recorder) = world().await;
+    let stream = TcpStream::connect(world.addresses("caller").outbound).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("http://callee/a").header("x-large", "a".repeat(64 * 1024));
+    let answer = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 431);
+    assert_eq!(answer.headers()["x-kiro-reject"], "headers_too_large");
+    let expected = Refusal { status: 431, code: "headers_too_large", cause: "bytes" };
+    check_line(&world, "caller", 0, "a large head", expected).await;
+    assert_eq!(world.metric("caller", "kiro_rejects_total{code=\"headers_too_large\"}").await, 1);
+    assert!(recorder.seen().is_empty());
+    drop((answer, sender));
+    driver.await.unwrap().unwrap();
     assert!(world.stop().await);
 }
 

@@ -9,16 +9,22 @@
 )]
 
 mod client;
+mod fake;
 mod hostile;
 mod support;
 
+mod admin;
 mod bodies;
 mod failures;
 mod framing;
 mod happy;
+mod ingress;
 mod policy;
+mod reload;
 mod requests;
 mod signatures;
+mod smuggling;
+mod streams;
 mod tls;
 mod traces;
 mod tunnels;

@@ -97,7 +97,6 @@ async fn connect_does_not_get_round_method_and_path() {
         ("POST /open/a HTTP/1.1\r\nHost: callee\r\nContent-Length: 0\r\n\r\n", "policy_method"),
         ("GET /shut HTTP/1.1\r\nHost: callee\r\n\r\n", "policy_path"),
         ("GET /open/a HTTP/1.1\r\nHost: other\r\n\r\n", "policy_no_edge"),
-        ("CONNECT store:1 HTTP/1.1\r\nHost: store:1\r\n\r\n", "policy_no_edge"),
     ] {
         let before = world.logs.lines().len();
         assert_eq!(client.exchange(inside).await.verdict(), (403, Some(code)), "{inside}");
@@ -106,6 +105,8 @@ async fn connect_does_not_get_round_method_and_path() {
     assert!(callee.seen().is_empty());
     assert_eq!(client.exchange("GET /open/a HTTP/1.1\r\nHost: callee\r\n\r\n").await.status, 200);
     assert_eq!(callee.only().head.headers["x-kiro-caller"], "caller");
+    let nested = client.exchange("CONNECT store:1 HTTP/1.1\r\nHost: store:1\r\n\r\n").await;
+    assert_eq!(nested.verdict(), (400, Some("upgrade_unsupported")));
     assert!(other.seen().is_empty());
     assert!(world.stop().await);
 }

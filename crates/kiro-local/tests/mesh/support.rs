@@ -1,9 +1,10 @@
 //! A mesh to test: services with sidecars, applications to put behind them, and what was logged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -70,14 +71,18 @@ pub(crate) struct World {
 }
 
 /// Ports that were free a moment ago. None is given twice in this process, since tests run in parallel and some ports of a mesh
-/// are to stay closed.
+/// are to stay closed. They lie above a pod's own, and below those that the system gives to outgoing connections, one of which
+/// could otherwise take a port before its listener does. Each process begins elsewhere.
 fn free_ports<const N: usize>() -> [u16; N] {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut given = GIVEN.lock().unwrap();
+    const FIRST: u32 = 16_000;
+    const COUNT: u32 = 16_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(997);
     std::array::from_fn(|_| {
         loop {
-            let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            if given.insert(port) {
+            let place = begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+            let port = u16::try_from(FIRST + place).unwrap();
+            if StdListener::bind(at(port)).is_ok() {
                 return port;
             }
         }

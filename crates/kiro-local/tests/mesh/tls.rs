@@ -17,9 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::fake::{Fake, OBEDIENT, OnConnection, Script, place};
 use crate::hostile::{
-    Body, Draft, Fake, HTTP1, Leaf, MESH, NO_ALPN, OBEDIENT, OLD_TLS, OnConnection, Peer, Script, Speaks,
-    client, handshake, name, other_authority, place, secrets, server, sidecar, spec,
+    Body, Draft, HTTP1, Leaf, MESH, NO_ALPN, OLD_TLS, Peer, Speaks, client, handshake, name, other_authority,
+    secrets, server, sidecar, spec,
 };
 use crate::support::{Answer, Logs, PATIENCE, Spec, World, events, eventually};
 

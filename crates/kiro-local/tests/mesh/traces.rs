@@ -9,7 +9,8 @@ use kiro_telemetry::trace::{
 };
 
 use crate::client::Client;
-use crate::hostile::{Fake, Leaf, MESH, OBEDIENT, OnRequest, Script, place, server};
+use crate::fake::{Fake, OBEDIENT, OnRequest, Script, place};
+use crate::hostile::{Leaf, MESH, server};
 use crate::support::{Spec, World, eventually};
 
 /// Where the sidecars' spans go.

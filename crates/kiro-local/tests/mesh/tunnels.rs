@@ -97,7 +97,8 @@ async fn what_comes_right_behind_connect_is_not_lost() {
     app.read_exact(&mut hasty).await.unwrap();
     assert_eq!(&hasty, b"hasty");
     assert_eq!(client.head().await.status, 200);
-    assert!(world.stop().await || true);
+    drop((client, app));
+    assert!(world.stop().await);
 }
 
 #[tokio::test]
@@ -254,19 +255,18 @@ async fn a_handshake_that_the_application_refuses_is_an_answer() {
     let mut world = World::start(spec()).await;
     chat(&mut world).await;
     let elsewhere = HANDSHAKE.replace("/chat", "/elsewhere");
-    for address in [world.addresses("caller").outbound, world.addresses("chat").ingress.unwrap()] {
+    let addresses = [world.addresses("caller").outbound, world.addresses("chat").ingress.unwrap()];
+    for (address, caller) in addresses.into_iter().zip(["caller", "ingress"]) {
         let mut client = Client::open(address).await;
         for _ in 0..2 {
             let answer = client.exchange(&elsewhere).await;
             assert_eq!((answer.verdict(), answer.body.as_str()), ((403, None), "not here"), "{answer:?}");
         }
-        shake_hands(
-            &mut client,
-            if address == world.addresses("caller").outbound { "caller" } else { "ingress" },
-        )
-        .await;
+        shake_hands(&mut client, caller).await;
+        client.end().await;
+        assert_eq!(client.rest().await, "");
     }
-    world.stop().await;
+    assert!(world.stop().await);
 }
 
 #[tokio::test]

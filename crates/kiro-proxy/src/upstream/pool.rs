@@ -177,7 +177,7 @@ impl Upstreams {
             }
             None => None,
         };
-        let opening = opening.unwrap_or_else(|| open(worker, state, peer, name.clone(), address));
+        let opening = opening.unwrap_or_else(|| open(worker, name.clone(), address));
         loop {
             let done = opening.done.notified();
             match &*opening.outcome.borrow() {
@@ -217,20 +217,15 @@ impl Upstreams {
     }
 }
 
-fn open(
-    worker: &Rc<Worker>,
-    state: &Snapshot,
-    peer: usize,
-    name: ServiceName,
-    address: SocketAddr,
-) -> Rc<Opening> {
+/// Opens a connection under the state of this moment, which may be newer than its first request's: it is to serve those to come.
+fn open(worker: &Rc<Worker>, name: ServiceName, address: SocketAddr) -> Rc<Opening> {
     let opening = Rc::new(Opening { outcome: RefCell::new(None), done: Notify::new() });
-    let entry = Entry { peer: name, connection: Connection::Opening(Rc::clone(&opening)) };
+    let entry = Entry { peer: name.clone(), connection: Connection::Opening(Rc::clone(&opening)) };
     worker.upstreams.entries.borrow_mut().insert(address, entry);
-    let (worker, state, result) = (Rc::clone(worker), Rc::clone(state), Rc::clone(&opening));
+    let (worker, state, result) = (Rc::clone(worker), worker.snapshot(), Rc::clone(&opening));
     spawn_local(async move {
-        let outcome = match state.peer(peer) {
-            Some(peer) => connect::connect(&worker, &state, peer, address).await,
+        let outcome = match state.find(name.as_str()) {
+            Some((_, peer)) => connect::connect(&worker, &state, peer, address).await,
             None => Err(Reject::ServiceUnknown.into()),
         };
         settle(&worker.upstreams, address, &result, &outcome);

@@ -2,9 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Once};
 
 use kiro_core::identity::{ServiceName, SpiffeId, TrustDomain};
 use kiro_tls::{HandshakeContext, Identity, Material};
@@ -269,6 +270,7 @@ pub fn foreign_server(shows: &Material, versions: Versions<'_>, alpn: &[&str]) -
 }
 
 pub fn context(service: &str, direction: &'static str) -> HandshakeContext {
+    subscribe();
     HandshakeContext {
         service: name(service),
         local: None,
@@ -280,25 +282,35 @@ pub fn context(service: &str, direction: &'static str) -> HandshakeContext {
 /// An event's fields as text, with `level`, `target` and `message`.
 pub type Line = BTreeMap<&'static str, String>;
 
-/// The log of the thread that made it, until it is dropped.
-pub struct Log {
-    lines: Arc<Mutex<Vec<Line>>>,
-    _default: tracing::subscriber::DefaultGuard,
+thread_local! {
+    /// What was logged on this thread since its [`Log`] was started. One subscriber for the process, which tells threads
+    /// apart: tracing remembers which events nobody wants, and tests that come and go with their own subscribers race for that.
+    static LINES: RefCell<Option<Vec<Line>>> = const { RefCell::new(None) };
 }
+
+static SUBSCRIBER: Once = Once::new();
+
+fn subscribe() {
+    SUBSCRIBER.call_once(|| {
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Collect)).unwrap();
+    });
+}
+
+/// The log of the thread that made it, until it is dropped.
+pub struct Log(());
 
 impl Log {
     pub fn start() -> Self {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let subscriber = tracing_subscriber::registry().with(Collect(Arc::clone(&lines)));
-        Self { lines, _default: tracing::subscriber::set_default(subscriber) }
+        subscribe();
+        LINES.set(Some(Vec::new()));
+        Self(())
     }
 
     /// The lines of one target so far, each given once.
     pub fn take(&self, target: &str) -> Vec<Line> {
-        let mut lines = self.lines.lock().unwrap();
-        let (taken, left) =
-            std::mem::take(&mut *lines).into_iter().partition(|line| line["target"] == target);
-        *lines = left;
+        let lines = LINES.take().expect("the log was started on this thread");
+        let (taken, left) = lines.into_iter().partition(|line| line["target"] == target);
+        LINES.set(Some(left));
         taken
     }
 
@@ -307,7 +319,13 @@ impl Log {
     }
 }
 
-struct Collect(Arc<Mutex<Vec<Line>>>);
+impl Drop for Log {
+    fn drop(&mut self) {
+        LINES.set(None);
+    }
+}
+
+struct Collect;
 
 impl<S: tracing::Subscriber> Layer<S> for Collect {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
@@ -319,7 +337,7 @@ impl<S: tracing::Subscriber> Layer<S> for Collect {
         fields.0.insert("level", metadata.level().to_string());
         fields.0.insert("target", metadata.target().to_owned());
         event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
+        LINES.with_borrow_mut(|lines| lines.iter_mut().for_each(|lines| lines.push(fields.0.clone())));
     }
 }
 
