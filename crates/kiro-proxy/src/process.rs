@@ -114,8 +114,10 @@ async fn live(arguments: Arguments, log: LogSink) -> anyhow::Result<()> {
     // Before the start, so that a signal that comes during it is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
-    let instance = format!("{}-{:08x}", arguments.service, fastrand::u32(..));
-    let tracing = Tracing::from_env(arguments.service.as_str(), &instance, env!("CARGO_PKG_VERSION"))?;
+    // Sidecar and application are told apart in a trace, as they are in `docker compose ps`.
+    let name = format!("{}-proxy", arguments.service);
+    let instance = format!("{name}-{:08x}", fastrand::u32(..));
+    let tracing = Tracing::from_env(&name, &instance, env!("CARGO_PKG_VERSION"))?;
     let pod = arguments.pod_addr;
     let sidecar = Sidecar::start(settings(arguments), tracing.clone(), log).await?;
     let pod_event = async {

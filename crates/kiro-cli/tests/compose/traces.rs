@@ -54,7 +54,10 @@ fn a_request_is_one_joined_trace() {
         }
     }
     assert_eq!(from_outside, 1, "one root, which continues the caller's");
-    assert_eq!(services.iter().map(String::as_str).collect::<Vec<_>>(), ["auth", "dashboard", "profile"]);
+    assert_eq!(
+        services.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["auth", "auth-proxy", "dashboard", "dashboard-proxy", "profile", "profile-proxy"]
+    );
     show(spans, &by_id, service, parent);
 }
 
