@@ -74,3 +74,31 @@ impl AsyncWrite for EarlyAnswer {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_answered_is_read_although_nobody_reads_the_request_any_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = EarlyAnswer::new(stream);
+        stream.write_all(b"the beginning").await.unwrap();
+        let (mut app, _) = listener.accept().await.unwrap();
+        app.readable().await.unwrap();
+        app.write_all(b"too large").await.unwrap();
+        // What it has not read makes the kernel reset the connection.
+        drop(app);
+        while !stream.deaf {
+            stream.write_all(b"more").await.unwrap();
+        }
+        stream.write_all(b"and more").await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"too large");
+    }
+}

@@ -4,6 +4,7 @@
 //! hyper answers by itself.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -135,18 +136,8 @@ where
         })
     };
     let connection = http1_limits().serve_connection(io, service).with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let mut draining = std::pin::pin!(worker.phase.reached(drains_at(front)));
-    let mut told = false;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut connection => break ended,
-            () = &mut draining, if !told => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    };
+    let connection = std::pin::pin!(connection);
+    let ended = until_drained(&worker, front, connection, |connection| connection.graceful_shutdown()).await;
     if let Err(error) = ended {
         library_error(&worker, &via, &error, begun.begun());
     }
@@ -183,21 +174,26 @@ where
         .max_send_buf_size(limits::SEND_BUFFER)
         .keep_alive_interval(limits::BODY_IDLE)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let mut draining = std::pin::pin!(worker.phase.reached(drains_at(front)));
-    let mut told = false;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut connection => break ended,
-            () = &mut draining, if !told => {
-                told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    };
+    let connection = std::pin::pin!(connection);
+    let ended = until_drained(&worker, front, connection, |connection| connection.graceful_shutdown()).await;
     if let Err(error) = ended {
         library_error(&worker, &via, &error, false);
     }
+}
+
+/// Drives a connection to its end, which it is asked for when the sidecar drains.
+async fn until_drained<C: Future>(
+    worker: &Worker,
+    front: Front,
+    mut connection: Pin<&mut C>,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = worker.phase.reached(drains_at(front)) => {}
+    }
+    shut_down(connection.as_mut());
+    connection.await
 }
 
 /// An ingress takes no new requests once the sidecar drains; the application's own calls go out until the end.

@@ -138,7 +138,11 @@ impl Worker {
     /// Waits until a client has begun to speak and it is its turn for a handshake on its listener. Only who has begun counts: silent
     /// connections keep nobody out.
     pub(crate) async fn turn(&self, direction: Direction, stream: &TcpStream) -> Option<SemaphorePermit<'_>> {
-        tokio::time::timeout(limits::FIRST_BYTE, stream.readable()).await.ok()?.ok()?;
+        // Not `readable()`, which may be true of a connection that has nothing to read.
+        let begun = tokio::time::timeout(limits::FIRST_BYTE, stream.peek(&mut [0])).await.ok()?.ok()?;
+        if begun == 0 {
+            return None;
+        }
         let turns = match direction {
             Direction::Outbound => &self.handshakes.outbound,
             Direction::Inbound => &self.handshakes.inbound,

@@ -13,6 +13,7 @@ mod fake;
 mod hostile;
 mod support;
 
+mod abuse;
 mod admin;
 mod bodies;
 mod failures;

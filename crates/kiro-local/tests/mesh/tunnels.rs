@@ -4,8 +4,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use crate::client::{Client, Refusal, check_line, check_refused};
 use crate::support::{Spec, World, eventually};
@@ -24,14 +24,14 @@ fn spec() -> Spec {
 }
 
 /// Opens a tunnel to `store`; both ends of it.
-async fn tunnel(world: &World, listener: &TcpListener, authority: &str) -> (Client, TcpStream) {
+async fn tunnel(world: &World, listener: &TcpListener, authority: &str) -> (Client, Client) {
     let mut client = Client::app_of(world, "caller").await;
     client.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
     let (stream, _) = listener.accept().await.unwrap();
     let answer = client.head().await;
     assert_eq!(answer.verdict(), (200, None), "{answer:?}");
     assert_eq!(answer.header("content-length").or(answer.header("transfer-encoding")), None, "{answer:?}");
-    (client, stream)
+    (client, Client::on(stream))
 }
 
 #[tokio::test]
@@ -44,13 +44,11 @@ async fn bytes_flow_both_ways_and_each_half_ends_by_itself() {
         let (mut client, mut app) = tunnel(&world, &listener, authority).await;
         client.send("\x16\0ping\n").await;
         client.end().await;
-        let mut asked = Vec::new();
-        app.read_to_end(&mut asked).await.unwrap();
-        assert_eq!(asked, b"\x16\0ping\n");
+        assert_eq!(app.rest().await, "\x16\0ping\n");
         // The client's half has ended; the other one goes on.
-        app.write_all(b"pong").await.unwrap();
+        app.send("pong").await;
         assert_eq!(client.bytes(4).await, b"pong");
-        app.write_all(b"and on").await.unwrap();
+        app.send("and on").await;
         drop(app);
         assert_eq!(client.rest().await, "and on");
         for direction in ["outbound", "inbound"] {
@@ -69,19 +67,15 @@ async fn the_server_may_speak_first() {
     let world = World::start(spec()).await;
     let listener = world.listen("store").await;
     let (mut client, mut app) = tunnel(&world, &listener, "store:25").await;
-    app.write_all(b"220 store ready\r\n").await.unwrap();
+    app.send("220 store ready\r\n").await;
     assert_eq!(client.bytes(17).await, b"220 store ready\r\n");
     client.send("EHLO caller\r\n").await;
-    let mut greeting = [0; 13];
-    app.read_exact(&mut greeting).await.unwrap();
-    assert_eq!(&greeting, b"EHLO caller\r\n");
+    assert_eq!(app.bytes(13).await, b"EHLO caller\r\n");
     // The server's half may end first as well.
-    app.shutdown().await.unwrap();
+    app.end().await;
     client.send("QUIT\r\n").await;
     client.end().await;
-    let mut rest = String::new();
-    app.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest, "QUIT\r\n");
+    assert_eq!(app.rest().await, "QUIT\r\n");
     assert_eq!(client.rest().await, "");
     assert!(world.stop().await);
 }
@@ -92,10 +86,8 @@ async fn what_comes_right_behind_connect_is_not_lost() {
     let listener = world.listen("store").await;
     let mut client = Client::app_of(&world, "caller").await;
     client.send("CONNECT store:1 HTTP/1.1\r\nHost: store:1\r\n\r\nhasty").await;
-    let (mut app, _) = listener.accept().await.unwrap();
-    let mut hasty = [0; 5];
-    app.read_exact(&mut hasty).await.unwrap();
-    assert_eq!(&hasty, b"hasty");
+    let mut app = Client::on(listener.accept().await.unwrap().0);
+    assert_eq!(app.bytes(5).await, b"hasty");
     assert_eq!(client.head().await.status, 200);
     drop((client, app));
     assert!(world.stop().await);
@@ -317,8 +309,7 @@ async fn open_streams_are_cut_when_their_line_goes() {
     let listener = world.listen("store").await;
     let (mut cut, mut app) = tunnel(&world, &listener, "store:1").await;
     cut.send("ping").await;
-    let mut ping = [0; 4];
-    app.read_exact(&mut ping).await.unwrap();
+    assert_eq!(app.bytes(4).await, b"ping");
     let mut websocket = Client::app_of(&world, "caller").await;
     shake_hands(&mut websocket, "caller").await;
     let mut outside = Client::open(world.addresses("chat").ingress.unwrap()).await;
@@ -343,9 +334,7 @@ async fn open_streams_are_cut_when_their_line_goes() {
     assert_eq!(cut.rest().await, "");
     assert_eq!(websocket.rest().await, "");
     assert_eq!(outside.rest().await, "");
-    let mut rest = Vec::new();
-    let _ = app.read_to_end(&mut rest).await;
-    assert!(rest.is_empty(), "{rest:?}");
+    assert_eq!(app.rest().await, "");
     let said = |direction, method| {
         let logs = world.logs.clone();
         async move {
