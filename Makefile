@@ -5,12 +5,13 @@
 
 .DEFAULT_GOAL := help
 
-# The kiro command: by cargo where there is one, else in a container that sees this directory and no network.
+# The kiro command: by cargo where there is one, else in a container that sees this directory and no network (but for `check`, which
+# looks at the host's ports).
 ifneq ($(shell cargo --version 2>/dev/null),)
 KIRO := cargo run --quiet --package kiro-cli --
 else
 KIRO := docker build --quiet --file docker/Dockerfile --target kiro-cli --tag kiro-cli . >/dev/null && \
-	docker run --rm --network none --user "$$(id -u):$$(id -g)" --volume "$$PWD:/mesh" --workdir /mesh kiro-cli
+	docker run --rm --network $(or $(KIRO_NETWORK),none) --user "$$(id -u):$$(id -g)" --volume "$$PWD:/mesh" --workdir /mesh kiro-cli
 endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
@@ -23,6 +24,7 @@ help: ## this list
 certs: ## certificates for every service of docker/mesh/mesh.yaml; safe to run again
 	@$(KIRO) certs
 
+check: KIRO_NETWORK := host
 check: ## what is wrong with mesh file, certificates and ports
 	@$(KIRO) check
 

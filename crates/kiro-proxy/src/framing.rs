@@ -2,7 +2,7 @@
 //!
 //! hyper reads some heads leniently and without a word: lines that end in a bare LF, the same Content-Length twice. RFC 9112
 //! allows that, but a second reader on the way might have understood something else, so the connection must not be used for
-//! another request. [`HeadTap`] looks at the bytes of each head as they are read, and [`guess`] at the first bytes of a
+//! another request. `HeadTap` looks at the bytes of each head as they are read, and [`guess`] at the first bytes of a
 //! connection.
 
 use std::io;

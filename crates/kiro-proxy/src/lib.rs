@@ -1,7 +1,7 @@
 //! Kiro's sidecar: what stands beside a service and carries all of its traffic.
 //!
-//! Read [`inbound`](../src/kiro_proxy/inbound.rs.html) and [`outbound`](../src/kiro_proxy/outbound.rs.html) first: each is a
-//! request's way from top to bottom. `sidecar` starts and stops the whole, `worker` is one thread of it.
+//! Read `inbound` and `outbound` first: each is a request's way from top to bottom. `sidecar` starts and stops the whole, `worker`
+//! is one thread of it.
 //!
 //! This crate can't see `kiro-pki`: a sidecar can't mint an identity.
 

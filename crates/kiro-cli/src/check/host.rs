@@ -161,24 +161,28 @@ fn ports(env: &str, report: &mut Report) {
             }
         };
         // Without SO_REUSEPORT, so that whoever listens there is noticed.
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            Ok(_) => report.good(format!("127.0.0.1:{port}: free for {service}")),
-            Err(_) if running.get_or_insert_with(running_services).iter().any(|found| found == service) => {
+        let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) else {
+            report.good(format!("127.0.0.1:{port}: free for {service}"));
+            continue;
+        };
+        let what = format!("127.0.0.1:{port}, for {service}, can't be had: {error}");
+        let fix = format!("end who listens there, or set {name} to a free port, in .env");
+        match running.get_or_insert_with(running_services) {
+            Some(running) if running.iter().any(|found| found == service) => {
                 report.good(format!("127.0.0.1:{port}: {service} runs and is published there"));
             }
-            Err(error) => {
-                let fix = format!("end who listens there, or set {name} to a free port, in .env");
-                report.bad(format!("127.0.0.1:{port}, for {service}, can't be had: {error}"), fix);
-            }
+            Some(_) => report.bad(what, fix),
+            None => report.warn(what, format!("unless that is this mesh, which runs already: {fix}")),
         }
     }
 }
 
-/// What Compose says runs of this mesh; nothing where there is no Compose to ask.
-fn running_services() -> Vec<String> {
-    let listed = Command::new("docker").args(["compose", "ps", "--status", "running", "--services"]).output();
-    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().map(|line| line.trim().to_owned()).collect()
+/// What Compose says runs of this mesh; `None` where there is no Compose to ask.
+fn running_services() -> Option<Vec<String>> {
+    let asked =
+        Command::new("docker").args(["compose", "ps", "--status", "running", "--services"]).output().ok()?;
+    let text = String::from_utf8_lossy(&asked.stdout);
+    asked.status.success().then(|| text.lines().map(|line| line.trim().to_owned()).collect())
 }
 
 /// A variable in a file that Compose reads; the last line counts.

@@ -137,18 +137,33 @@ fn a_published_port_that_is_taken_is_named_with_its_variable() {
     let env = std::fs::read_to_string(made.path(".env")).unwrap();
     let mine = format!("{env}KIRO_HTTP_PORT={}\nKIRO_HTTPS_PORT={}\n", ports[0], ports[1]);
     std::fs::write(made.path(".env"), mine).unwrap();
-    let mut command = host(&made);
-    command.env("KIRO_JAEGER_PORT", ports[2].to_string());
+
+    // What Compose says of what runs, by a program that stands in for it; or nothing, where there is none.
+    let bin = made.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let look = |compose: Option<&str>| {
+        if let Some(running) = compose {
+            std::fs::write(bin.join("docker"), format!("#!/bin/sh\necho {running}\n")).unwrap();
+            std::fs::set_permissions(bin.join("docker"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut command = host(&made);
+        command.env("PATH", &bin).env("KIRO_JAEGER_PORT", ports[2].to_string());
+        command
+    };
+    let cannot = format!("127.0.0.1:{}, for dashboard-pod, can't be had", ports[0]);
+    check(&mut look(None), 0, &[&format!("warning  {cannot}"), "unless that is this mesh"]);
     check(
-        &mut command,
+        &mut look(Some("jaeger")),
         1,
         &[
-            &format!("127.0.0.1:{}, for dashboard-pod, can't be had", ports[0]),
+            &format!("PROBLEM  {cannot}"),
             "set KIRO_HTTP_PORT to a free port",
             &format!("127.0.0.1:{}: free for dashboard-pod", ports[1]),
             &format!("127.0.0.1:{}: free for jaeger", ports[2]),
         ],
     );
+    let runs = format!("ok       127.0.0.1:{}: dashboard-pod runs and is published there", ports[0]);
+    check(&mut look(Some("dashboard-pod")), 0, &[&runs]);
 }
 
 const READY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n";
