@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -36,6 +36,9 @@ const CONNECTIONS_MAX: usize = 16;
 /// What a sidecar waits for.
 const DRAIN: &[u8] = b"drain\n";
 
+/// How long the pod looks out for a sidecar at its end where none is connected: one may have knocked in this very moment.
+const SETTLE: Duration = Duration::from_millis(50);
+
 /// How long accepting rests after it failed for want of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,42 +57,48 @@ async fn own(arguments: &Arguments) -> anyhow::Result<u8> {
     note(&format!("kiro pod: owns the namespace, sidecar connects to {}", listener.local_addr()?));
 
     let (drain, told) = watch::channel(false);
+    let grace = Duration::from_secs(arguments.grace);
     let mut sidecars = JoinSet::new();
     let mut leave_at: Option<Instant> = None;
     loop {
-        let grace_ends = leave_at.unwrap_or_else(Instant::now);
+        let patience_ends = leave_at.unwrap_or_else(Instant::now);
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            accepted = listener.accept() => {
-                match accepted {
-                    // Who is one too many is closed at once, and tries again.
-                    Ok((stream, _)) if sidecars.len() < CONNECTIONS_MAX => drop(sidecars.spawn(keep(stream, told.clone()))),
-                    Ok(_) => {}
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-                }
-                continue;
+            // A second signal changes nothing: who is in a hurry sends SIGKILL.
+            () = asked_to_end(&mut terminate, &mut interrupt), if leave_at.is_none() => {
+                leave_at = Some(Instant::now() + if sidecars.is_empty() { SETTLE } else { grace });
+                let _ = drain.send(true);
             }
+            accepted = listener.accept() => match accepted {
+                // Who is one too many is closed at once, and tries again.
+                Ok((stream, _)) if sidecars.len() < CONNECTIONS_MAX => {
+                    if sidecars.is_empty() && leave_at.is_some() {
+                        leave_at = Some(Instant::now() + grace);
+                    }
+                    sidecars.spawn(keep(stream, told.clone()));
+                }
+                Ok(_) => {}
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
             Some(_) = sidecars.join_next(), if !sidecars.is_empty() => {
                 if leave_at.is_some() && sidecars.is_empty() {
                     note("kiro pod: the sidecar has drained");
                     return Ok(0);
                 }
-                continue;
             }
-            () = sleep_until(grace_ends), if leave_at.is_some() => {
-                note("kiro pod: the sidecar has not drained in time");
+            () = sleep_until(patience_ends), if leave_at.is_some() => {
+                if !sidecars.is_empty() {
+                    note("kiro pod: the sidecar has not drained in time");
+                }
                 return Ok(0);
             }
         }
-        // A signal. A second one changes nothing: who is in a hurry sends SIGKILL.
-        if sidecars.is_empty() {
-            return Ok(0);
-        }
-        if leave_at.is_none() {
-            leave_at = Some(Instant::now() + Duration::from_secs(arguments.grace));
-            let _ = drain.send(true);
-        }
+    }
+}
+
+async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

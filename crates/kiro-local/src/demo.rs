@@ -159,6 +159,7 @@ impl Demo {
             .collect();
         let mesh = LocalMesh::start(MeshOptions {
             mesh: MeshSource::Text(mesh_file(options.port_base)),
+            identities: None,
             places,
             log: options.log.clone(),
             log_format: options.log_format,

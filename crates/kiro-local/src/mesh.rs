@@ -1,6 +1,9 @@
 //! How are the sidecars of any mesh file started in one process?
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use kiro_core::identity::ServiceName;
@@ -28,6 +31,14 @@ pub enum LocalError {
     /// Certificates can't be made.
     #[error("{0}")]
     Pki(#[from] PkiError),
+    /// An identity can't be written.
+    #[error("{}: {error}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// The system's word.
+        error: std::io::Error,
+    },
     /// The mesh file has a service for which no place was given.
     #[error("no addresses were given for `{0}`")]
     NoPlace(ServiceName),
@@ -37,6 +48,8 @@ pub enum LocalError {
 pub struct MeshOptions<'a> {
     /// The mesh file. Each service's `endpoints` must be the inbound address of its place.
     pub mesh: MeshSource,
+    /// Where the sidecars' identities are written, a directory each, to be renewed there; without it they stay in memory.
+    pub identities: Option<PathBuf>,
     /// What each sidecar binds.
     pub places: BTreeMap<ServiceName, Listen>,
     /// Where lines go.
@@ -72,7 +85,14 @@ impl LocalMesh {
             let listen = options.places.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
             let settings = Settings {
                 service: service.clone(),
-                identity: SidecarSource::Memory(sidecar_files(files)),
+                identity: match &options.identities {
+                    None => SidecarSource::Memory(sidecar_files(files)),
+                    Some(directory) => {
+                        let directory = directory.join(service.as_str());
+                        write_identity(&directory, files)?;
+                        SidecarSource::Directory(directory)
+                    }
+                },
                 mesh: options.mesh.clone(),
                 listen: listen.clone(),
                 peer_port: PEER_PORT,
@@ -98,6 +118,28 @@ impl LocalMesh {
         }
         clean
     }
+}
+
+/// Writes a sidecar's files, keys for their owner alone.
+pub fn write_identity(directory: &Path, files: &kiro_pki::SidecarFiles) -> Result<(), LocalError> {
+    let write = |name: &str, bytes: &[u8]| {
+        let path = directory.join(name);
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&path).and_then(|mut file| file.write_all(bytes));
+        written.map_err(|error| LocalError::Write { path, error })
+    };
+    std::fs::create_dir_all(directory)
+        .map_err(|error| LocalError::Write { path: directory.to_owned(), error })?;
+    write("ca.pem", &files.ca_pem)?;
+    write("leaf.key", &files.key_pem)?;
+    write("leaf.pem", &files.leaf_pem)?;
+    write("edges.json", &files.edges_json)?;
+    if let Some(ingress) = &files.ingress {
+        write("ingress.key", &ingress.key_pem)?;
+        write("ingress.pem", &ingress.chain_pem)?;
+    }
+    Ok(())
 }
 
 /// A sidecar's files, as the sidecar takes them from memory.

@@ -139,11 +139,18 @@ where
         .handshake::<_, Bytes>(stream);
     let Ok(Ok(mut h2)) = tokio::time::timeout(limits::HANDSHAKE, handshake).await else { return };
     let mut draining = std::pin::pin!(worker.phase.reached(Phase::Draining));
+    // A peer was verified by the roots, and its requests by the secrets, of the identity that was: with another one it has to come again.
+    let mut renewed = std::pin::pin!(worker.renewed.notified());
     let mut told = false;
     loop {
         let accepted = tokio::select! {
             accepted = h2.accept() => accepted,
             () = &mut draining, if !told => {
+                told = true;
+                h2.graceful_shutdown();
+                continue;
+            }
+            () = &mut renewed, if !told => {
                 told = true;
                 h2.graceful_shutdown();
                 continue;

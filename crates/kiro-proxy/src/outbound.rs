@@ -231,7 +231,7 @@ async fn attempt(
     let nonce = sign(&upstream, plan, peer, &mut request, exchange).map_err(Failure::nobody)?;
     let ends = payload.is_empty() && plan.kind == Kind::Plain;
     let sent = upstream.sender().send_request(request, ends);
-    let (answer, stream) = sent.map_err(|error| failed(&upstream, &error))?;
+    let (answer, stream) = sent.map_err(|error| failed(worker, &upstream, &error))?;
     let (send, upload) = match plan.kind {
         Kind::WebSocket | Kind::Tunnel => (Some(stream), None),
         Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange)),
@@ -246,7 +246,7 @@ async fn attempt(
         }),
         Some(Err(error)) => Err(match payload.failure() {
             Some(refused) => Failure { refused, reached: Reached::MaybeProcessed },
-            None => failed(&upstream, &error),
+            None => failed(worker, &upstream, &error),
         }),
         Some(Ok(response)) => Ok(Sent { response, send, slot, upload }),
     }
@@ -286,7 +286,10 @@ fn sign(
 }
 
 /// What a stream's error means, and whether the peer can have processed the request.
-fn failed(upstream: &Upstream, error: &h2::Error) -> Failure {
+fn failed(worker: &Worker, upstream: &Rc<Upstream>, error: &h2::Error) -> Failure {
+    if error.is_go_away() {
+        worker.upstreams.retire(upstream);
+    }
     let refused_stream = error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     // h2 fails with a peer's GOAWAY exactly the streams above its last processed id.
     let above_last = error.is_remote() && error.is_go_away();

@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     /// Exchanges that are under way.
     pub(crate) active: Cell<u64>,
     handshakes: Turns,
+    /// Told to all who hold a connection on which somebody has proven himself to the identity that was.
+    pub(crate) renewed: Notify,
     /// Serving, draining, or done.
     pub(crate) phase: PhaseWatch,
     /// What was configured at start.
@@ -82,6 +84,7 @@ impl Worker {
             tunnels: Tunnels::new(),
             active: Cell::new(0),
             handshakes: Turns::new(),
+            renewed: Notify::new(),
             phase: parts.phase.clone(),
             settings: Arc::clone(&parts.settings),
         })
@@ -194,6 +197,7 @@ impl Worker {
                 // Requests under way keep the connection that they are on; new ones prove the new identity.
                 self.upstreams.forget_all();
                 self.app.forget_all();
+                self.renewed.notify_waiters();
             }
             self.tunnels.judge_again(&self.snapshot());
         }

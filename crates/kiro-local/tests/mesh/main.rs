@@ -22,6 +22,7 @@ mod happy;
 mod ingress;
 mod policy;
 mod reload;
+mod renewal;
 mod requests;
 mod signatures;
 mod smuggling;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -130,6 +130,7 @@ impl World {
             .collect();
         let mesh = LocalMesh::start(MeshOptions {
             mesh: MeshSource::Directory(directory.path().to_owned()),
+            identities: Some(directory.path().join("certs")),
             places,
             log: sink,
             log_format: Format::Json,
@@ -140,6 +141,16 @@ impl World {
         .await
         .unwrap();
         Self { mesh, ports, logs, spec, directory, apps: Vec::new() }
+    }
+
+    /// Renews a sidecar's leaf, as `kiro certs` does.
+    pub(crate) fn renew(&self, service: &str) {
+        let authority = &self.mesh.pki.authority;
+        let issued =
+            authority.issue_sidecar(&ServiceName::parse(service).unwrap(), SystemTime::now().into()).unwrap();
+        let directory = self.directory.path().join("certs").join(service);
+        std::fs::write(directory.join("leaf.key"), issued.key_pem).unwrap();
+        std::fs::write(directory.join("leaf.pem"), issued.leaf_pem).unwrap();
     }
 
     /// Replaces the allow lines; they hold within a second.

@@ -189,6 +189,13 @@ impl Upstreams {
         }
     }
 
+    /// Lets go of a connection whose peer takes no new requests on it (GOAWAY); those that it has taken end there.
+    pub(crate) fn retire(&self, upstream: &Rc<Upstream>) {
+        upstream.closed.set(true);
+        upstream.freed.notify_waiters();
+        self.forget(upstream);
+    }
+
     /// Lets go of a connection that has ended.
     pub(crate) fn forget(&self, ended: &Rc<Upstream>) {
         self.entries.borrow_mut().retain(|_, entry| match &entry.connection {
