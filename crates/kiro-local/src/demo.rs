@@ -36,7 +36,7 @@ pub struct DemoOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// A sidecar does not start, or a port is taken.
-    #[error("{0}")]
+    #[error(transparent)]
     Mesh(#[from] LocalError),
     /// An application's port is taken.
     #[error(
@@ -54,7 +54,7 @@ pub enum DemoError {
     #[error("--port-base {0} leaves no room for the ports above it: choose one from 1024 to 65000")]
     PortBase(u16),
     /// The trace exporter can't be made.
-    #[error("{0}")]
+    #[error(transparent)]
     Tracing(#[from] kiro_telemetry::trace::TracingError),
     /// Something of the demonstration's own does not hold.
     #[error("{0}")]

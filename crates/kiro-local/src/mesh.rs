@@ -26,10 +26,10 @@ pub enum LocalError {
         error: StartError,
     },
     /// The mesh file can't be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Mesh(#[from] StartError),
     /// Certificates can't be made.
-    #[error("{0}")]
+    #[error(transparent)]
     Pki(#[from] PkiError),
     /// An identity can't be written.
     #[error("{}: {error}", path.display())]

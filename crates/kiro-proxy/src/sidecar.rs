@@ -45,13 +45,13 @@ pub enum StartError {
         problems: mesh::Problems,
     },
     /// Certificates or edge secrets can't be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Identity(#[from] kiro_tls::IdentityError),
     /// Mesh file and certificates do not fit each other or this service.
     #[error("{0}")]
     State(String),
     /// A port can't be bound.
-    #[error("{0}")]
+    #[error(transparent)]
     Bind(#[from] BindError),
     /// A thread or runtime can't be made.
     #[error("the system gives no thread or runtime: {0}")]
