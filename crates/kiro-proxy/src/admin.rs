@@ -68,9 +68,15 @@ pub(crate) async fn serve(listener: TcpListener, audience: Audience, view: View)
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits::HEAD)
+                // Others ask once: who keeps asking on one connection keeps those out who only want to know.
+                .keep_alive(audience == Audience::Admin)
                 .serve_connection(TokioIo::new(stream), service);
             // Whoever never reads must not hold one of the few places for good.
-            let _ = tokio::time::timeout(limits::ADMIN_CONNECTION, connection).await;
+            let limit = match audience {
+                Audience::Admin => limits::ADMIN_CONNECTION,
+                Audience::Others => limits::HEALTH_CONNECTION,
+            };
+            let _ = tokio::time::timeout(limit, connection).await;
             drop(permit);
         });
     }

@@ -167,21 +167,38 @@ fn frame(headers: &mut HeaderMap, body: &AppBody) {
     headers.remove(TRANSFER_ENCODING);
     match body {
         // `Content-Length: 0` is true, and some servers ask for it.
-        AppBody::Empty if headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0") => {}
         AppBody::Empty => {
-            headers.remove(CONTENT_LENGTH);
+            if headers.remove(CONTENT_LENGTH).is_some_and(|length| length == "0") {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
         }
         AppBody::Full(bytes) => {
             let length = bytes.as_ref().map_or(0, |bytes| bytes.len());
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-        // A length that came with a stream holds: both HTTP libraries break the stream off where it does not.
-        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) => {
-            if !headers.contains_key(CONTENT_LENGTH) {
+        // A length that came with a stream holds: both HTTP libraries break the stream off where it does not. It is written once, and
+        // as a plain number, whatever it came as.
+        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) => match length(headers) {
+            Some(length) => {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            None => {
+                headers.remove(CONTENT_LENGTH);
                 headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
-        }
+        },
     }
+}
+
+/// The length that all Content-Length fields agree on.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    let digits = |value: &HeaderValue| {
+        let text = value.to_str().ok()?;
+        text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok())?
+    };
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(digits);
+    let first = lengths.next()??;
+    lengths.all(|length| length == Some(first)).then_some(first)
 }
 
 /// Sends a request to the application and returns its answer with the connection that it comes on.
@@ -348,4 +365,51 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
 pub(crate) fn clean_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
     headers::strip_own(&mut trailers);
     (!trailers.is_empty()).then_some(trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(lengths: &[&'static str], expected: Option<u64>) {
+        let mut headers = HeaderMap::new();
+        for length in lengths {
+            headers.append(CONTENT_LENGTH, HeaderValue::from_static(length));
+        }
+        assert_eq!(length(&headers), expected, "{lengths:?}");
+    }
+
+    #[test]
+    fn a_length_is_one_plain_number() {
+        check(&["5"], Some(5));
+        check(&["5", "5"], Some(5));
+        check(&["5", "05"], Some(5));
+        check(&[], None);
+        check(&["5", "6"], None);
+        check(&["+5"], None);
+        check(&["5, 5"], None);
+        check(&[""], None);
+        check(&["99999999999999999999"], None);
+    }
+
+    #[test]
+    fn a_request_is_framed_by_its_body() {
+        let framed = |length: &'static [&'static str], body: AppBody| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("gzip"));
+            for length in length {
+                headers.append(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            frame(&mut headers, &body);
+            let texts =
+                headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap().to_owned());
+            (texts.collect::<Vec<_>>(), headers.contains_key(TRANSFER_ENCODING))
+        };
+        assert_eq!(framed(&["156"], AppBody::Empty), (vec![], false));
+        assert_eq!(framed(&["0", "0"], AppBody::Empty), (vec!["0".to_owned()], false));
+        let full = || AppBody::Full(Some(bytes::Bytes::from_static(b"hello")));
+        assert_eq!(framed(&["156"], full()), (vec!["5".to_owned()], false));
+        assert_eq!(framed(&[], full()), (vec!["5".to_owned()], false));
+    }
 }

@@ -84,7 +84,10 @@ pub(crate) const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// How long a tunnel whose one half has ended may move nothing in the other: then nobody is left to end it.
 pub(crate) const HALF_CLOSED_IDLE: Duration = Duration::from_secs(300);
 
-/// How long a connection to an admin listener may last: a look, or a scraper's few.
+/// How long a connection to the health listener may last: one question.
+pub(crate) const HEALTH_CONNECTION: Duration = Duration::from_secs(5);
+
+/// How long a connection to the admin listener may last: a look, or a scraper's few.
 pub(crate) const ADMIN_CONNECTION: Duration = Duration::from_secs(120);
 
 /// Bytes that h2 may hold for sending on one stream.

@@ -25,6 +25,26 @@ async fn silent_connections_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn empty_frames_of_a_client_do_not_add_up_on_the_edge() {
+    let mut world = World::start(Spec::pair()).await;
+    world.recorder("callee").await;
+    let stream = TcpStream::connect(world.addresses("caller").outbound).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    // A body that ends with an empty frame, as many libraries write it. A hundred of them would end a connection.
+    for number in 0..150 {
+        let request = Request::post("http://callee/a").body(()).unwrap();
+        let (answer, mut body) = send.clone().ready().await.unwrap().send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        tokio::task::yield_now().await;
+        body.send_data(Bytes::new(), true).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 200, "request {number}");
+    }
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
 async fn slow_readers_do_not_stop_an_edge() {
     let mut world = World::start(Spec::pair()).await;
     world
