@@ -1,17 +1,15 @@
 //! How do bodies move between HTTP/1 and HTTP/2, and where are they counted, hashed and held back?
 //!
-//! [`AppBody`] is what the application receives, [`AnswerBody`] what a client of this sidecar receives; [`send`] moves any body
-//! into an HTTP/2 stream. All of them hold at most a frame or two.
+//! [`AppBody`] is what the application receives, [`AnswerBody`] what a client of this sidecar receives; [`crate::send`] moves any
+//! body into an HTTP/2 stream. All of them hold at most a frame or two.
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::RecvStream;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -411,113 +409,4 @@ fn poll_peer(
         headers::strip_own(&mut trailers);
         Ok(Frame::trailers(trailers))
     }))
-}
-
-/// What a sender does with a body beside moving it.
-pub(crate) trait Watcher {
-    /// Sees each piece of data.
-    fn data(&mut self, bytes: &Bytes);
-    /// Gives the trailers that end the stream; `own` are the body's.
-    fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError>;
-    /// Whether trailers follow in any case, so that the last data can't end the stream.
-    fn always_trailers(&self) -> bool;
-}
-
-/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream, or where the body
-/// stands still for longer than `idle`: a request's may not, an answer's may (server-sent events do).
-pub(crate) async fn send<B>(
-    mut body: B,
-    stream: &mut SendStream<Bytes>,
-    watcher: &mut impl Watcher,
-    idle: Option<Duration>,
-) -> Result<(), BodyError>
-where
-    B: Body<Data = Bytes> + Unpin,
-    BodyError: From<B::Error>,
-{
-    let mut trailers = None;
-    while let Some(frame) = next_frame(&mut body, stream, idle).await? {
-        match frame.into_data() {
-            Ok(data) => {
-                watcher.data(&data);
-                let last = body.is_end_stream() && !watcher.always_trailers();
-                if data.is_empty() && !last {
-                    // An empty frame says nothing, and the peer's library ends a connection that has brought a hundred of them.
-                    continue;
-                }
-                send_data(stream, data, last, Some(limits::BODY_IDLE)).await?;
-                if last {
-                    return Ok(());
-                }
-            }
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-    }
-    match watcher.trailers(trailers)? {
-        Some(trailers) => stream.send_trailers(trailers)?,
-        None => stream.send_data(Bytes::new(), true)?,
-    }
-    Ok(())
-}
-
-async fn next_frame<B>(
-    body: &mut B,
-    stream: &mut SendStream<Bytes>,
-    idle: Option<Duration>,
-) -> Result<Option<Frame<Bytes>>, BodyError>
-where
-    B: Body<Data = Bytes> + Unpin,
-    BodyError: From<B::Error>,
-{
-    // The common case is that the frame is there: no timer is made for it.
-    if let Some(ready) = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
-        Poll::Ready(frame) => Poll::Ready(Some(frame)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
-    {
-        return Ok(ready.transpose()?);
-    }
-    let next = poll_fn(|cx| {
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-            return Poll::Ready(frame.transpose().map_err(BodyError::from));
-        }
-        match stream.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) => Poll::Ready(Err(BodyError::Stream(reason.into()))),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    });
-    match idle {
-        None => next.await,
-        Some(idle) => tokio::time::timeout(idle, next).await.unwrap_or(Err(BodyError::Idle)),
-    }
-}
-
-/// Sends data within the peer's window, waiting no longer than `idle` for it to open.
-pub(crate) async fn send_data(
-    stream: &mut SendStream<Bytes>,
-    mut data: Bytes,
-    last: bool,
-    idle: Option<Duration>,
-) -> Result<(), BodyError> {
-    if data.is_empty() {
-        return Ok(stream.send_data(data, last)?);
-    }
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        let mut capacity = stream.capacity();
-        if capacity == 0 {
-            let granted = poll_fn(|cx| stream.poll_capacity(cx));
-            let granted = match idle {
-                None => granted.await,
-                Some(idle) => tokio::time::timeout(idle, granted).await.map_err(|_| BodyError::Idle)?,
-            };
-            capacity = granted.ok_or(BodyError::Stream(Reason::CANCEL.into()))??;
-        }
-        let piece = data.split_to(capacity.min(data.len()));
-        let ends = last && data.is_empty();
-        stream.send_data(piece, ends)?;
-    }
-    Ok(())
 }

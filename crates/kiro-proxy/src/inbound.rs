@@ -26,13 +26,14 @@ use tokio::task::spawn_local;
 
 use crate::answer;
 use crate::app::{self, AppConnection};
-use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody, Watcher, send};
+use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody};
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress, Via};
 use crate::headers::{self, Kind};
 use crate::limits;
 use crate::proof::{self, BodyRule, Trusted};
 use crate::reject::{Refused, Reject};
+use crate::send::{Watcher, send};
 use crate::spans;
 use crate::state::State;
 use crate::tunnel;

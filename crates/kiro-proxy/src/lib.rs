@@ -26,6 +26,7 @@ mod pod;
 mod proof;
 mod reject;
 mod route;
+mod send;
 mod serve;
 mod settings;
 mod sidecar;

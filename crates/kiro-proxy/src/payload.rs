@@ -16,12 +16,13 @@ use kiro_core::signature::{Nonce, content_digest_value};
 use sha2::{Digest, Sha256};
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::body::{BodyError, Watcher, send};
+use crate::body::BodyError;
 use crate::exchange::{Exchange, Progress};
 use crate::headers::Kind;
 use crate::limits;
 use crate::reject::{Refused, Reject};
 use crate::route::Plan;
+use crate::send::{Watcher, send};
 use crate::upstream::Upstream;
 
 static CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");

@@ -20,12 +20,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::app;
-use crate::body::{BodyError, send_data};
+use crate::body::BodyError;
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress};
 use crate::limits;
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
+use crate::send::send_data;
 use crate::state::Snapshot;
 use crate::worker::Worker;
 
