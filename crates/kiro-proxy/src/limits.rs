@@ -36,6 +36,13 @@ pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
 /// handshake is the dearest thing to ask for in vain.
 pub(crate) const REFUSED_BACK_OFF: Duration = Duration::from_secs(1);
 
+/// How long a peer may have been silent on a connection before it is asked whether it is still there, ahead of the next request. A
+/// busy connection is never asked.
+pub(crate) const TRUSTED_SILENCE: Duration = Duration::from_secs(1);
+
+/// How long it may take to say so; a living one takes a round trip.
+pub(crate) const PONG: Duration = Duration::from_secs(1);
+
 /// How long a connection may be silent before the kernel asks whether its other end is still there; it asks a few times, a third of
 /// this apart.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -216,9 +216,14 @@ async fn attempt(
     let state = Rc::clone(exchange.state());
     let peer = state.peer(plan.peer).ok_or(Failure::nobody(Reject::ServiceUnknown.into()))?;
     let connecting = async {
-        let upstream = worker.upstreams.connection(worker, &state, plan.peer, address).await?;
-        let slot = upstream.slot().await?;
-        Ok((upstream, slot))
+        loop {
+            let upstream = worker.upstreams.connection(worker, &state, plan.peer, address).await?;
+            if upstream.is_alive().await {
+                let slot = upstream.slot().await?;
+                return Ok((upstream, slot));
+            }
+            worker.upstreams.retire(&upstream);
+        }
     };
     let connected: Option<Result<_, Refused>> = within(peer.timeout, None, connecting).await;
     let timed_out = || Refused::new(Reject::UpstreamTimeout, "no connection with room for a request in time");
@@ -248,7 +253,10 @@ async fn attempt(
             Some(refused) => Failure { refused, reached: Reached::MaybeProcessed },
             None => failed(worker, &upstream, &error),
         }),
-        Some(Ok(response)) => Ok(Sent { response, send, slot, upload }),
+        Some(Ok(response)) => {
+            upstream.heard();
+            Ok(Sent { response, send, slot, upload })
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use kiro_core::mesh::Signatures;
@@ -115,6 +116,9 @@ where
         waiting: Cell::new(0),
         freed: Notify::new(),
         closed: Cell::new(false),
+        heard: Cell::new(Instant::now()),
+        ping: RefCell::new(connection.ping_pong()),
+        asked: Notify::new(),
         refusal,
     });
     let driven = Rc::downgrade(&upstream);

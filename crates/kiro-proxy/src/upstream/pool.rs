@@ -6,12 +6,14 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use h2::{Ping, PingPong};
 use kiro_core::identity::ServiceName;
 use kiro_core::signature::Signer;
 use tokio::sync::Notify;
@@ -33,6 +35,11 @@ pub(crate) struct Upstream {
     pub(super) waiting: Cell<usize>,
     pub(super) freed: Notify,
     pub(super) closed: Cell<bool>,
+    /// When the peer was last heard of.
+    pub(super) heard: Cell<Instant>,
+    /// Lent to whoever asks the peer whether it is still there.
+    pub(super) ping: RefCell<Option<PingPong>>,
+    pub(super) asked: Notify,
     pub(super) refusal: Refusal,
 }
 
@@ -91,9 +98,61 @@ impl Upstream {
         self.refusal.get()
     }
 
+    /// The peer has answered.
+    pub(crate) fn heard(&self) {
+        self.heard.set(Instant::now());
+    }
+
+    /// Whether the peer is still there. A pod that died with its network says no goodbye, and the first request on such a connection
+    /// would be lost, whatever its method; so after a silence it is asked first, which costs a round trip.
+    pub(crate) async fn is_alive(&self) -> bool {
+        loop {
+            if self.closed.get() {
+                return false;
+            }
+            if self.heard.get().elapsed() < limits::TRUSTED_SILENCE {
+                return true;
+            }
+            let asked = self.asked.notified();
+            let ping = self.ping.borrow_mut().take();
+            let Some(ping) = ping else {
+                asked.await;
+                continue;
+            };
+            let mut lent = Lent { ping: Some(ping), upstream: self };
+            if !lent.ask().await {
+                return false;
+            }
+            self.heard();
+        }
+    }
+
     /// Whether it has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+}
+
+/// The right to ask, given back when the answer is there, or when whoever asked has gone.
+struct Lent<'a> {
+    ping: Option<PingPong>,
+    upstream: &'a Upstream,
+}
+
+impl Lent<'_> {
+    async fn ask(&mut self) -> bool {
+        let Some(ping) = &mut self.ping else { return false };
+        // A question that somebody left behind is still on its way; its answer serves as well.
+        let _ = ping.send_ping(Ping::opaque());
+        let answer = poll_fn(|cx| ping.poll_pong(cx));
+        matches!(tokio::time::timeout(limits::PONG, answer).await, Ok(Ok(_)))
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        *self.upstream.ping.borrow_mut() = self.ping.take();
+        self.upstream.asked.notify_waiters();
     }
 }
 
