@@ -413,6 +413,24 @@ async fn what_a_peer_has_not_processed_is_sent_again_on_another_stream_or_connec
 }
 
 #[tokio::test]
+async fn a_peer_that_died_without_a_word_costs_no_request() {
+    let silent = Script {
+        connection: |place| if place == 0 { OnConnection::FallSilent } else { OnConnection::Serve },
+        ..OBEDIENT
+    };
+    let (world, fake) = with_fake(silent).await;
+    assert_eq!(world.get("caller", "http://callee/a").await.status, 200);
+    // It is time itself that has to pass: after a second of silence a peer is asked whether it is still there.
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    let request =
+        "POST http://callee/b HTTP/1.1\r\nHost: callee\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+    let answer = crate::support::Answer::parse(&world.raw_outbound("caller", request.as_bytes()).await);
+    assert_eq!(answer.status, 200, "whatever its method: {answer:?}");
+    assert_eq!((fake.heads(), fake.connections()), (2, 2));
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
 async fn what_may_have_been_processed_is_not_sent_again() {
     // The peer says that it has processed the stream, and goes without an answer.
     let gone = Script { connection: |_| OnConnection::GoAway { last: 1 }, ..OBEDIENT };

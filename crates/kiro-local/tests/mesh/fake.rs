@@ -23,6 +23,8 @@ pub(crate) enum OnConnection {
     GoAway { last: u8 },
     /// Closes it once this many requests have been answered.
     ServeOnly(usize),
+    /// Answers one request and then neither reads nor writes nor closes, like a pod that died with its network.
+    FallSilent,
 }
 
 /// What a [`Fake`] does with a request.
@@ -134,6 +136,7 @@ async fn serve(state: Arc<FakeState>, stream: TcpStream, act: OnConnection) {
     match act {
         OnConnection::Serve => http2(state, stream, usize::MAX).await,
         OnConnection::ServeOnly(count) => http2(state, stream, count).await,
+        OnConnection::FallSilent => fall_silent(state, stream).await,
         OnConnection::GoAway { last } => go_away(&state, stream, last).await,
     }
 }
@@ -158,6 +161,23 @@ where
             connection.graceful_shutdown();
         }
     }
+}
+
+async fn fall_silent<S>(state: Arc<FakeState>, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    let Some(Ok((request, respond))) = connection.accept().await else { return };
+    let place = state.heads.fetch_add(1, Ordering::SeqCst);
+    let answered = answer(Arc::clone(&state), (state.script.request)(place), request, respond);
+    tokio::select! {
+        () = async { answered.await; tokio::task::yield_now().await; } => {}
+        _ = connection.accept() => {}
+    }
+    // The answer is written; from here on the connection is held and nobody looks at it.
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(100), connection.accept()).await;
+    std::future::pending::<()>().await;
 }
 
 async fn answer(
