@@ -250,6 +250,8 @@ async fn keep_up(worker: Rc<Worker>, name: ServiceName, mut answers: watch::Rece
             known.addresses = addresses;
         }
     }
+    // Nobody looks this name up any more: the next request asks for it anew, rather than to stay with what was last known.
+    worker.names.known.borrow_mut().remove(&name);
 }
 
 fn with_port(addresses: &[IpAddr], port: u16) -> Rc<[SocketAddr]> {
