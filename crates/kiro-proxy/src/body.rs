@@ -405,8 +405,5 @@ fn poll_peer(
         }
     }
     let trailers = ready!(recv.poll_trailers(cx))?;
-    Poll::Ready(trailers.map(|mut trailers| {
-        headers::strip_own(&mut trailers);
-        Ok(Frame::trailers(trailers))
-    }))
+    Poll::Ready(without_own(trailers.map(|trailers| Ok(Frame::trailers(trailers)))))
 }

@@ -221,8 +221,8 @@ async fn answer(
 /// refused as malformed does.
 fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Response<AnswerBody> {
     let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let malformed = response.status() == http::StatusCode::BAD_REQUEST
-        && response.headers().contains_key(&fields::REJECT);
+    let malformed =
+        response.status() == StatusCode::BAD_REQUEST && response.headers().contains_key(&fields::REJECT);
     if malformed || !oddities.keep_alive() && !upgrade {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
