@@ -14,6 +14,8 @@ pub const HOST: HeaderName = HeaderName::from_static("x-kiro-host");
 pub const BODY: HeaderName = HeaderName::from_static("x-kiro-body");
 /// `websocket`: the request is the handshake of an upgrade.
 pub const UPGRADE: HeaderName = HeaderName::from_static("x-kiro-upgrade");
+/// `103`: the caller takes interim answers.
+pub const INTERIM: HeaderName = HeaderName::from_static("x-kiro-interim");
 /// The service that called, as its sidecar proved it.
 pub const CALLER: HeaderName = HeaderName::from_static("x-kiro-caller");
 /// The code of a refusal.
@@ -47,13 +49,17 @@ pub const OWN_FIELDS: &[OwnField] = &[
     OwnField { name: "x-kiro-host", set_by: SetBy::CallerSidecar },
     OwnField { name: "x-kiro-body", set_by: SetBy::CallerSidecar },
     OwnField { name: "x-kiro-upgrade", set_by: SetBy::CallerSidecar },
+    OwnField { name: "x-kiro-interim", set_by: SetBy::CallerSidecar },
     OwnField { name: "x-kiro-caller", set_by: SetBy::CalleeSidecarToApp },
     OwnField { name: "x-kiro-reject", set_by: SetBy::SidecarInResponse },
 ];
 
+/// How many fields a signature may cover beside what every request has.
+pub const COVERED_FIELDS_COUNT: usize = 4;
+
 /// The fields that a signature covers where they are present, in the order in which it lists them. A `static`, so that
 /// lookups borrow the names instead of making them anew.
-pub static COVERED_FIELDS: [HeaderName; 3] = [HOST, BODY, UPGRADE];
+pub static COVERED_FIELDS: [HeaderName; COVERED_FIELDS_COUNT] = [HOST, BODY, UPGRADE, INTERIM];
 
 /// Whether a field is ours, known or not. A spelling with `_` counts as well: CGI, and all that took its variables over, knows no
 /// difference between `x_kiro_caller` and `x-kiro-caller`.
@@ -93,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_constant_stands_in_the_table() {
-        let constants = [HOST, BODY, UPGRADE, CALLER, REJECT];
+        let constants = [HOST, BODY, UPGRADE, INTERIM, CALLER, REJECT];
         let in_table: Vec<&str> = OWN_FIELDS.iter().map(|field| field.name).collect();
         assert_eq!(constants.each_ref().map(HeaderName::as_str).as_slice(), in_table);
     }

@@ -78,6 +78,8 @@ pub struct App {
     pub tls: AppTls,
     /// What the application speaks.
     pub protocol: Protocol,
+    /// How field names are spelled towards it.
+    pub header_case: HeaderCase,
 }
 
 /// `app.tls:`
@@ -96,8 +98,34 @@ pub enum Protocol {
     /// HTTP/1.1. The default: method and path are seen by policy and log.
     #[default]
     Http1,
+    /// HTTP/2 with prior knowledge, or by ALPN where the application speaks TLS.
+    H2,
+    /// gRPC, which is HTTP/2 whose calls last as long as their callers allow.
+    Grpc,
     /// Bytes, which travel as CONNECT.
     Tcp,
+}
+
+impl Protocol {
+    /// Whether the application speaks HTTP, of whichever version.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        match self {
+            Protocol::Http1 | Protocol::H2 | Protocol::Grpc => true,
+            Protocol::Tcp => false,
+        }
+    }
+}
+
+/// `app.header_case:`. How field names are spelled towards an application that speaks HTTP/1.1, where case means nothing
+/// (RFC 9110 5.1) but to old applications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HeaderCase {
+    /// `content-type`, as HTTP/2 has them.
+    #[default]
+    Lower,
+    /// `Content-Type`.
+    Title,
 }
 
 /// `ingress:`. At least one of the ports is there.

@@ -1,129 +1,59 @@
 //! How does a trusted request reach the application beside the sidecar?
 //!
-//! Over HTTP/1.1 on loopback, by mutual TLS where the mesh file says so, on connections that each worker keeps for itself.
+//! On loopback, by mutual TLS where the mesh file says so, in the HTTP that the mesh file says: [`http1`] or [`http2`].
 
-use std::cell::{Cell, RefCell};
+mod answer;
+pub(crate) mod http1;
+mod http2;
+
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Instant;
+use std::task::{Context, Poll};
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use kiro_core::mesh::Timeout;
+use kiro_core::mesh::{Protocol, Timeout};
 use kiro_tls::HandshakeContext;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio_rustls::client::TlsStream;
 
+pub(crate) use self::answer::AppAnswer;
+use self::http1::{AppPool, Sending};
+use self::http2::AppConnections;
 use crate::body::AppBody;
-use crate::early::EarlyAnswer;
 use crate::exchange::{Exchange, Progress};
+use crate::h2_io::H2Io;
 use crate::headers::{self, Kind};
+use crate::interim::Interim;
 use crate::limits;
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 use crate::spans;
 use crate::state::State;
+use crate::upstream::pool::Slot;
 use crate::worker::Worker;
 
-type Sender = http1::SendRequest<AppBody>;
-
-/// Idle connections of one worker to the application, the one used last on top.
-pub(crate) struct AppPool {
-    idle: Rc<RefCell<Vec<Idle>>>,
-    epoch: Rc<Cell<u64>>,
+/// One worker's connections to the application.
+pub(crate) struct App {
+    pub(crate) http1: AppPool,
+    pub(crate) http2: AppConnections,
 }
 
-struct Idle {
-    sender: Sender,
-    driver: Driver,
-    since: Instant,
-}
-
-/// A connection in use. Dropping it closes it; [`AppConnection::reuse`] gives it back.
-pub(crate) struct AppConnection {
-    sender: Sender,
-    driver: Driver,
-    idle: Rc<RefCell<Vec<Idle>>>,
-    epoch: Rc<Cell<u64>>,
-    born: u64,
-    fresh: bool,
-    /// Carries no other request.
-    spent: bool,
-}
-
-/// The task that moves a connection's bytes; dropping this ends it. By itself the HTTP library first writes all that it holds,
-/// which an application that has stopped reading never lets it.
-struct Driver(Option<AbortHandle>);
-
-impl Driver {
-    /// Lets the task end by itself, which it does when the connection has become somebody else's.
-    fn release(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
-    }
-}
-
-impl AppConnection {
-    /// Gives the connection back: its last answer has ended.
-    pub(crate) fn reuse(self) {
-        let mut idle = self.idle.borrow_mut();
-        if !self.spent
-            && self.born == self.epoch.get()
-            && !self.sender.is_closed()
-            && idle.len() < limits::APP_IDLE_CONNECTIONS
-        {
-            idle.push(Idle { sender: self.sender, driver: self.driver, since: Instant::now() });
-        }
-    }
-}
-
-impl AppPool {
-    /// An empty pool.
+impl App {
+    /// No connection yet.
     pub(crate) fn new() -> Self {
-        Self { idle: Rc::default(), epoch: Rc::new(Cell::new(0)) }
+        Self { http1: AppPool::new(), http2: AppConnections::new() }
     }
 
-    /// Lets all idle connections go, and those in use after their answer: the identity has changed.
+    /// Lets all idle connections go, and those in use after their answers: the identity has changed.
     pub(crate) fn forget_all(&self) {
-        self.epoch.set(self.epoch.get() + 1);
-        self.idle.borrow_mut().clear();
-    }
-
-    fn kept(&self) -> Option<AppConnection> {
-        let mut idle = self.idle.borrow_mut();
-        while let Some(candidate) = idle.pop() {
-            if candidate.since.elapsed() > limits::APP_IDLE {
-                // The rest was used even earlier.
-                idle.clear();
-                return None;
-            }
-            if candidate.sender.is_ready() {
-                return Some(self.connection(candidate.sender, candidate.driver, false));
-            }
-        }
-        None
-    }
-
-    fn connection(&self, sender: Sender, driver: Driver, fresh: bool) -> AppConnection {
-        AppConnection {
-            sender,
-            driver,
-            idle: Rc::clone(&self.idle),
-            epoch: Rc::clone(&self.epoch),
-            born: self.epoch.get(),
-            fresh,
-            spent: false,
-        }
+        self.http1.forget_all();
+        self.http2.forget_all();
     }
 }
 
@@ -150,15 +80,25 @@ pub(crate) fn dress(
     caller: &HeaderValue,
     progress: Option<Rc<Progress>>,
     broken: Broken,
-) -> Outgoing {
+) -> Result<Outgoing, Refused> {
     let (mut head, body, kind) = trusted.into_parts();
-    frame(&mut head.headers, &body);
-    headers::for_app(&mut head, kind, caller, &exchange.state().me_value);
+    let state = exchange.state();
+    match state.service.app.protocol {
+        Protocol::H2 | Protocol::Grpc => {
+            frame_h2(&mut head.headers, &body);
+            headers::for_h2_app(&mut head, kind, caller, &state.me, state.app_client.is_some())?;
+        }
+        Protocol::Http1 | Protocol::Tcp => {
+            frame(&mut head.headers, &body);
+            headers::for_app(&mut head, kind, caller, &state.me_value);
+        }
+    }
     spans::propagate(&exchange.worker().tracing, exchange.trace(), &mut head.headers);
     if let Some(progress) = &progress {
         exchange.request_body(Rc::clone(progress));
     }
-    Outgoing { request: Request::from_parts(head, body), progress, broken, upgrade: kind == Kind::WebSocket }
+    let upgrade = kind == Kind::WebSocket;
+    Ok(Outgoing { request: Request::from_parts(head, body), progress, broken, upgrade })
 }
 
 /// Frames a request by the body that it has, whatever its caller said: the HTTP library writes a Content-Length as it finds it,
@@ -178,15 +118,17 @@ fn frame(headers: &mut HeaderMap, body: &AppBody) {
         }
         // A length that came with a stream holds: both HTTP libraries break the stream off where it does not. It is written once, and
         // as a plain number, whatever it came as.
-        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) => match length(headers) {
-            Some(length) => {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) | AppBody::Gated(..) => {
+            match length(headers) {
+                Some(length) => {
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+                }
+                None => {
+                    headers.remove(CONTENT_LENGTH);
+                    headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                }
             }
-            None => {
-                headers.remove(CONTENT_LENGTH);
-                headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-        },
+        }
     }
 }
 
@@ -201,49 +143,142 @@ fn length(headers: &HeaderMap) -> Option<u64> {
     lengths.all(|length| length == Some(first)).then_some(first)
 }
 
-/// Sends a request to the application and returns its answer with the connection that it comes on.
+/// In HTTP/2 the stream frames a body; a length that is passed on holds as well, and none is made up.
+fn frame_h2(headers: &mut HeaderMap, body: &AppBody) {
+    let told = headers.contains_key(CONTENT_LENGTH);
+    frame(headers, body);
+    headers.remove(TRANSFER_ENCODING);
+    if !told {
+        headers.remove(CONTENT_LENGTH);
+    }
+}
+
+/// Sends a request to the application and returns its answer, which holds the connection that it comes on.
 pub(crate) async fn send(
     worker: &Rc<Worker>,
     outgoing: Outgoing,
     exchange: &mut Exchange,
-) -> Result<(Response<Incoming>, AppConnection), Refused> {
+    interim: &Interim<'_>,
+) -> Result<Response<AppAnswer>, Refused> {
     let state = Rc::clone(exchange.state());
-    exchange.upstream(address(worker, &state));
-    exchange.attempt();
-    let Outgoing { mut request, progress, broken, upgrade } = outgoing;
-    loop {
-        let mut connection = match worker.app.kept() {
-            Some(connection) => connection,
-            None => connect(worker, &state).await?,
-        };
-        let sent = connection.sender.try_send_request(request);
-        let answer = within(state.service.traffic.timeout, progress.as_deref(), sent).await;
-        match answer {
-            None if broken.get().is_none() => {
-                return Err(Refused::new(Reject::AppTimeout, "the application did not answer in time"));
-            }
-            None => return Err(broken_signature(&broken)),
-            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade => {
-                return Err(Refused::new(
-                    Reject::AppReset,
-                    "the application switched protocols without being asked",
-                ));
-            }
-            Some(Ok(mut response)) => {
-                // Whatever the answer is, what follows it on this connection may not be HTTP.
-                connection.spent = upgrade;
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    connection.driver.release();
+    let sending = outgoing.sending(worker, exchange, interim);
+    match state.service.app.protocol {
+        Protocol::H2 | Protocol::Grpc => {
+            let answered = http2::send(worker, &state, sending).await?;
+            let http2::Answered { response, slot, upload, .. } = answered;
+            Ok(response.map(|recv| AppAnswer::http2(recv, slot, upload)))
+        }
+        Protocol::Http1 | Protocol::Tcp => {
+            let (response, connection) = http1::send(worker, &state, sending).await?;
+            Ok(response.map(|incoming| AppAnswer::http1(incoming, connection)))
+        }
+    }
+}
+
+/// What an application made of a WebSocket handshake.
+pub(crate) enum Handshake {
+    /// Bytes from here on; the head says with which subprotocol and extensions.
+    Open(HeaderMap, AppStream),
+    /// An answer like any other.
+    Answered(Response<AppAnswer>),
+}
+
+/// Sends a WebSocket handshake to the application.
+pub(crate) async fn websocket(
+    worker: &Rc<Worker>,
+    outgoing: Outgoing,
+    exchange: &mut Exchange,
+) -> Result<Handshake, Refused> {
+    let state = Rc::clone(exchange.state());
+    let interim = Interim::unwanted();
+    let sending = outgoing.sending(worker, exchange, &interim);
+    let no_upgrade =
+        |status| Err(Refused::new(Reject::AppNoUpgrade, format!("the application answered {status}")));
+    match state.service.app.protocol {
+        Protocol::H2 | Protocol::Grpc => {
+            let answered = http2::send(worker, &state, sending).await?;
+            let http2::Answered { response, slot, upload, send } = answered;
+            match (response.status().is_success(), send) {
+                (true, Some(send)) => {
+                    let (head, recv) = response.into_parts();
+                    Ok(Handshake::Open(
+                        head.headers,
+                        AppStream::Http2 { io: H2Io::new(recv, send), _slot: slot },
+                    ))
                 }
-                headers::response(response.headers_mut(), false);
-                return Ok((response, connection));
+                _ => Ok(Handshake::Answered(response.map(|recv| AppAnswer::http2(recv, slot, upload)))),
             }
-            Some(Err(mut error)) => match error.take_message() {
-                // A kept connection was closed before the request was written: the request is whole and goes on a new one.
-                Some(unsent) if !connection.fresh => request = unsent,
-                _ if broken.get().is_some() => return Err(broken_signature(&broken)),
-                _ => return Err(Refused::new(Reject::AppReset, error_chain(&error.into_error()))),
-            },
+        }
+        Protocol::Http1 | Protocol::Tcp => {
+            let (mut response, connection) = http1::send(worker, &state, sending).await?;
+            match response.status() {
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    let stream = http1::upgraded(&mut response).await?;
+                    Ok(Handshake::Open(response.into_parts().0.headers, stream))
+                }
+                // Between sidecars, and to HTTP/2 clients, a 2xx means that the stream is open (RFC 8441 5).
+                status if status.is_success() => no_upgrade(status),
+                _ => Ok(Handshake::Answered(response.map(|body| AppAnswer::http1(body, connection)))),
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    fn sending<'a>(self, worker: &Worker, exchange: &mut Exchange, interim: &'a Interim<'a>) -> Sending<'a> {
+        exchange.upstream(address(worker, exchange.state()));
+        exchange.attempt();
+        let timeout = exchange.answer_timeout(exchange.state().service.traffic.timeout);
+        let Outgoing { request, progress, broken, upgrade } = self;
+        Sending { request, progress, broken, upgrade, timeout, interim }
+    }
+}
+
+/// Bytes from and to the application after a WebSocket handshake.
+pub(crate) enum AppStream {
+    /// A connection of its own.
+    Upgraded(Box<TokioIo<Upgraded>>),
+    /// One stream of many.
+    Http2 {
+        /// The bytes.
+        io: H2Io,
+        /// Its place among the streams.
+        _slot: Slot,
+    },
+}
+
+impl AsyncRead for AppStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            AppStream::Upgraded(io) => Pin::new(io).poll_read(cx, buf),
+            AppStream::Http2 { io, .. } => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for AppStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            AppStream::Upgraded(io) => Pin::new(io).poll_write(cx, buf),
+            AppStream::Http2 { io, .. } => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            AppStream::Upgraded(io) => Pin::new(io).poll_flush(cx),
+            AppStream::Http2 { io, .. } => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            AppStream::Upgraded(io) => Pin::new(io).poll_shutdown(cx),
+            AppStream::Http2 { io, .. } => Pin::new(io).poll_shutdown(cx),
         }
     }
 }
@@ -298,55 +333,34 @@ pub(crate) async fn tcp(worker: &Worker, state: &State) -> Result<TcpStream, Ref
     }
 }
 
-async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Refused> {
-    let stream = tcp(worker, state).await?;
-    let (sender, driver) = match &state.app_client {
-        None => http1_handshake(EarlyAnswer::new(stream)).await?,
-        Some(tls) => {
-            let context = HandshakeContext {
-                service: state.me.clone(),
-                local: stream.local_addr().ok(),
-                remote: stream.peer_addr().ok(),
-                direction: "app",
-            };
-            let handshake = tokio::time::timeout(
-                limits::HANDSHAKE,
-                Box::pin(tls.connect(EarlyAnswer::new(stream), &context)),
-            )
-            .await;
-            let established = match handshake {
-                Ok(Ok(established)) => established,
-                Ok(Err(error)) => {
-                    return Err(Refused::new(Reject::AppTls(error.code()), error.to_string()));
-                }
-                Err(_) => {
-                    return Err(Refused::new(
-                        Reject::AppTls("tls_timeout"),
-                        "the application's TLS handshake took too long",
-                    ));
-                }
-            };
-            http1_handshake(established.stream).await?
-        }
-    };
-    Ok(worker.app.connection(sender, driver, true))
+/// A connection to the application, encrypted or not.
+enum Wire<S> {
+    Plain(S),
+    Tls(Box<TlsStream<S>>),
 }
 
-async fn http1_handshake<S>(stream: S) -> Result<(Sender, Driver), Refused>
+/// Shows and asks for identities, where the mesh file says so.
+async fn tls<S>(state: &State, stream: S, (local, remote): Ends) -> Result<Wire<S>, Refused>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (sender, connection) = http1::Builder::new()
-        .max_header_size(limits::HEADER_BYTES)
-        .max_headers(limits::HEADER_FIELDS)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
-    let driver = spawn_local(async move {
-        // What goes wrong is seen by the request that is under way; an idle connection that ends is nobody's concern.
-        let _ = connection.with_upgrades().await;
-    });
-    Ok((sender, Driver(Some(driver.abort_handle()))))
+    let Some(tls) = &state.app_client else { return Ok(Wire::Plain(stream)) };
+    let context = HandshakeContext { service: state.me.clone(), local, remote, direction: "app" };
+    let handshake = tokio::time::timeout(limits::HANDSHAKE, Box::pin(tls.connect(stream, &context))).await;
+    match handshake {
+        Ok(Ok(established)) => Ok(Wire::Tls(Box::new(established.stream))),
+        Ok(Err(error)) => Err(Refused::new(Reject::AppTls(error.code()), error.to_string())),
+        Err(_) => {
+            Err(Refused::new(Reject::AppTls("tls_timeout"), "the application's TLS handshake took too long"))
+        }
+    }
+}
+
+/// The two addresses of a connection.
+type Ends = (Option<SocketAddr>, Option<SocketAddr>);
+
+fn ends(stream: &TcpStream) -> Ends {
+    (stream.local_addr().ok(), stream.peer_addr().ok())
 }
 
 /// An error with its causes: hyper keeps what matters in the latter.

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use kiro_core::signature::Verified;
 use sha2::{Digest, Sha256};
 use tokio::time::Sleep;
 
-use crate::app::AppConnection;
+use crate::app::AppAnswer;
+use crate::app::http1::Gate;
+use crate::client::{RequestBody, StreamBody};
 use crate::exchange::{Exchange, Progress};
 use crate::framing::Turn;
 use crate::headers;
@@ -55,6 +56,19 @@ pub(crate) enum AppBody {
     Verified(Box<VerifiedBody>),
     /// From an ingress client.
     Client(ClientBody),
+    /// Any of the others, until the application asks for it.
+    Gated(Box<AppBody>, Rc<Gate>),
+}
+
+impl AppBody {
+    /// The same body again, where it is known whole.
+    pub(crate) fn whole_copy(&self) -> Option<AppBody> {
+        match self {
+            AppBody::Empty => Some(AppBody::Empty),
+            AppBody::Full(bytes) => Some(AppBody::Full(bytes.clone())),
+            AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) | AppBody::Gated(..) => None,
+        }
+    }
 }
 
 impl Body for AppBody {
@@ -71,6 +85,10 @@ impl Body for AppBody {
             AppBody::Plain(body) => body.poll(cx).map(without_own),
             AppBody::Verified(body) => body.poll(cx).map(without_own),
             AppBody::Client(body) => Pin::new(body).poll_frame(cx).map(without_own),
+            AppBody::Gated(body, gate) => {
+                ready!(gate.poll(cx));
+                Pin::new(&mut **body).poll_frame(cx)
+            }
         }
     }
 
@@ -81,6 +99,7 @@ impl Body for AppBody {
             AppBody::Plain(body) => body.recv.is_end_stream(),
             AppBody::Verified(_) => false,
             AppBody::Client(body) => body.incoming.is_end_stream(),
+            AppBody::Gated(body, _) => body.is_end_stream(),
         }
     }
 
@@ -91,6 +110,7 @@ impl Body for AppBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             AppBody::Client(body) => body.incoming.size_hint(),
+            AppBody::Gated(body, _) => body.size_hint(),
             AppBody::Plain(_) | AppBody::Verified(_) => SizeHint::default(),
         }
     }
@@ -246,14 +266,14 @@ impl VerifiedBody {
 
 /// An ingress client's body, counted.
 pub(crate) struct ClientBody {
-    incoming: Incoming,
+    incoming: RequestBody,
     progress: Rc<Progress>,
     patience: Patience,
 }
 
 impl ClientBody {
     /// Wraps a body.
-    pub(crate) fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
+    pub(crate) fn new(incoming: RequestBody, progress: Rc<Progress>) -> Self {
         Self { incoming, progress, patience: Patience::default() }
     }
 }
@@ -276,7 +296,7 @@ impl Body for ClientBody {
         {
             self.progress.moved(data.len());
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -298,8 +318,8 @@ pub(crate) struct AnswerBody {
 
 enum Source {
     Fixed(Option<Bytes>),
-    Peer { recv: RecvStream, data_ended: bool, _slot: Slot, _upload: Option<Upload> },
-    App { incoming: Incoming, connection: Option<AppConnection> },
+    Peer { body: StreamBody, _slot: Slot, _upload: Option<Upload> },
+    App(AppAnswer),
 }
 
 impl AnswerBody {
@@ -317,25 +337,13 @@ impl AnswerBody {
         exchange: Exchange,
         turn: Option<Turn>,
     ) -> Self {
-        let source = Source::Peer { recv, data_ended: false, _slot: slot, _upload: upload };
+        let source = Source::Peer { body: StreamBody::new(recv), _slot: slot, _upload: upload };
         Self { source, exchange: Some(exchange), _turn: turn }
     }
 
-    /// The application's answer; its connection goes back to the pool when the body has ended.
-    pub(crate) fn app(
-        incoming: Incoming,
-        connection: AppConnection,
-        exchange: Exchange,
-        turn: Option<Turn>,
-    ) -> Self {
-        // A body without bytes is never polled, so its connection is free at once.
-        let connection = if incoming.is_end_stream() {
-            connection.reuse();
-            None
-        } else {
-            Some(connection)
-        };
-        Self { source: Source::App { incoming, connection }, exchange: Some(exchange), _turn: turn }
+    /// The application's answer.
+    pub(crate) fn app(answer: AppAnswer, exchange: Exchange, turn: Option<Turn>) -> Self {
+        Self { source: Source::App(answer), exchange: Some(exchange), _turn: turn }
     }
 }
 
@@ -350,17 +358,8 @@ impl Body for AnswerBody {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Fixed(text) => text.take().map(|text| Ok(Frame::data(text))),
-            Source::Peer { recv, data_ended, .. } => ready!(poll_peer(recv, data_ended, cx)),
-            Source::App { incoming, connection } => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx))
-                    .map(|frame| frame.map_err(BodyError::from));
-                if (frame.is_none() || incoming.is_end_stream())
-                    && let Some(connection) = connection.take()
-                {
-                    connection.reuse();
-                }
-                frame
-            }
+            Source::Peer { body, .. } => without_own(ready!(body.poll(cx))),
+            Source::App(answer) => ready!(Pin::new(answer).poll_frame(cx)),
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -374,36 +373,17 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Fixed(text) => text.is_none(),
-            Source::Peer { recv, .. } => recv.is_end_stream(),
-            Source::App { incoming, .. } => incoming.is_end_stream(),
+            Source::Peer { body, .. } => body.is_end_stream(),
+            Source::App(answer) => answer.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Fixed(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Source::Peer { recv, .. } if recv.is_end_stream() => SizeHint::with_exact(0),
+            Source::Peer { body, .. } if body.is_end_stream() => SizeHint::with_exact(0),
             Source::Peer { .. } => SizeHint::default(),
-            Source::App { incoming, .. } => incoming.size_hint(),
+            Source::App(answer) => answer.size_hint(),
         }
     }
-}
-
-fn poll_peer(
-    recv: &mut RecvStream,
-    data_ended: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    if !*data_ended {
-        match ready!(recv.poll_data(cx)) {
-            Some(Ok(bytes)) => {
-                let released = recv.flow_control().release_capacity(bytes.len());
-                return Poll::Ready(Some(released.map(|()| Frame::data(bytes)).map_err(BodyError::from)));
-            }
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            None => *data_ended = true,
-        }
-    }
-    let trailers = ready!(recv.poll_trailers(cx))?;
-    Poll::Ready(without_own(trailers.map(|trailers| Ok(Frame::trailers(trailers)))))
 }

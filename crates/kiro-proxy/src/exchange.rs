@@ -9,9 +9,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
+use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version, request};
 use kiro_core::identity::ServiceName;
+use kiro_core::mesh::Timeout;
 use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
@@ -123,6 +125,7 @@ pub(crate) struct Exchange {
     attempts: u32,
     trace: TraceContext,
     websocket: bool,
+    grpc: bool,
 }
 
 impl Exchange {
@@ -159,6 +162,7 @@ impl Exchange {
             attempts: 0,
             trace,
             websocket: false,
+            grpc: is_grpc(head),
         }
     }
 
@@ -185,6 +189,17 @@ impl Exchange {
     /// Notes that the request is a WebSocket handshake, which policy and log see as GET.
     pub(crate) fn websocket(&mut self) {
         self.websocket = true;
+    }
+
+    /// Whether it is a call of gRPC, whose refusals are statuses of gRPC.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc
+    }
+
+    /// How long the head of the answer may take. A call of gRPC has the deadline that its caller gave it, or none: a stream may begin to
+    /// answer whenever it likes, and a caller whose deadline is over resets it.
+    pub(crate) fn answer_timeout(&self, declared: Timeout) -> Timeout {
+        if self.grpc { Timeout::Off } else { declared }
     }
 
     /// Notes the policy's word.
@@ -373,6 +388,15 @@ impl Drop for Exchange {
         self.worker.access_line(&record);
         self.span(Some(status), self.reject);
     }
+}
+
+/// gRPC is HTTP/2 with a content type of its own, which may name an encoding: `application/grpc+proto`.
+fn is_grpc(head: &request::Parts) -> bool {
+    head.version == Version::HTTP_2
+        && head
+            .headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The protocol's name by the semantic conventions, with its family.

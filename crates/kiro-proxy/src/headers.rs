@@ -8,12 +8,14 @@ use http::header::{
     self, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Method, Request, Version, request};
+use http::uri::{PathAndQuery, Scheme};
+use http::{Method, Request, Uri, Version, request};
 use kiro_core::identity::ServiceName;
 use kiro_core::{authority, fields, path};
 
 use crate::limits;
 use crate::reject::{Refused, Reject};
+use crate::websocket;
 
 /// What kind of exchange a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,12 +148,7 @@ pub(crate) fn inbound<B>(request: Request<B>, me: &ServiceName) -> Result<Admitt
     if head.headers.contains_key(HOST) {
         return Err(Refused::new(Reject::HeaderInvalid, "a Host field between sidecars"));
     }
-    let kind = match (head.method == Method::CONNECT, head.extensions.get::<h2::ext::Protocol>()) {
-        (false, _) => Kind::Plain,
-        (true, None) => Kind::Tunnel,
-        (true, Some(protocol)) if protocol.as_str() == WEBSOCKET => Kind::WebSocket,
-        (true, Some(_)) => return Err(Reject::UpgradeUnsupported.into()),
-    };
+    let kind = kind_of(&head)?;
     no_body_with(kind, &head.headers)?;
     let marked = head.headers.get(&fields::UPGRADE).is_some_and(|value| value == WEBSOCKET);
     if marked != (kind == Kind::WebSocket) {
@@ -172,8 +169,14 @@ const WEBSOCKET: &str = "websocket";
 
 fn kind_of(head: &request::Parts) -> Result<Kind, Refused> {
     if head.method == Method::CONNECT {
-        // Extended CONNECT from an application (RFC 8441) is not offered, so `:protocol` can't come.
-        return Ok(Kind::Tunnel);
+        return match head.extensions.get::<h2::ext::Protocol>() {
+            None => Ok(Kind::Tunnel),
+            Some(protocol) if protocol.as_str() == WEBSOCKET => Ok(Kind::WebSocket),
+            Some(_) => Err(Refused::new(
+                Reject::UpgradeUnsupported,
+                "the one `:protocol` that is carried is `websocket`",
+            )),
+        };
     }
     let Some(upgrade) = head.headers.get(UPGRADE) else { return Ok(Kind::Plain) };
     let several = head.headers.get_all(UPGRADE).iter().nth(1).is_some();
@@ -311,15 +314,14 @@ pub(crate) fn for_app(head: &mut request::Parts, kind: Kind, caller: &HeaderValu
     if !head.headers.contains_key(HOST) {
         head.headers.insert(HOST, host.unwrap_or_else(|| me.clone()));
     }
-    head.headers.remove(&fields::BODY);
-    head.headers.remove(&fields::UPGRADE);
-    head.headers.insert(fields::CALLER.clone(), caller.clone());
+    only_caller(&mut head.headers, caller);
     // HTTP/2 allows a cookie in several fields, HTTP/1.1 wants one (RFC 9113 8.2.3).
     join_cookies(&mut head.headers);
     if kind == Kind::WebSocket {
         head.method = Method::GET;
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+        websocket::ensure_key(&mut head.headers);
     } else if head.headers.contains_key(TE) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
@@ -327,6 +329,52 @@ pub(crate) fn for_app(head: &mut request::Parts, kind: Kind, caller: &HeaderValu
     head.uri = origin_form.map_or_else(|| http::Uri::from_static("/"), http::Uri::from);
     head.version = Version::HTTP_11;
     head.extensions.clear();
+}
+
+/// Dresses a trusted request for an application that speaks HTTP/2.
+pub(crate) fn for_h2_app(
+    head: &mut request::Parts,
+    kind: Kind,
+    caller: &HeaderValue,
+    me: &ServiceName,
+    tls: bool,
+) -> Result<(), Refused> {
+    let original = head.headers.remove(&fields::HOST);
+    let original = head.headers.remove(HOST).or(original);
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.authority = Some(
+        original
+            .as_ref()
+            .map_or(me.as_str().as_bytes(), HeaderValue::as_bytes)
+            .try_into()
+            .map_err(|_| Reject::AuthorityInvalid)?,
+    );
+    uri.path_and_query =
+        Some(head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+    head.uri = Uri::from_parts(uri).map_err(|error| Refused::new(Reject::PathInvalid, error.to_string()))?;
+    only_caller(&mut head.headers, caller);
+    head.version = Version::HTTP_2;
+    head.extensions.clear();
+    if kind == Kind::WebSocket {
+        head.method = Method::CONNECT;
+        head.extensions.insert(h2::ext::Protocol::from_static(WEBSOCKET));
+        head.headers.remove(header::SEC_WEBSOCKET_KEY);
+    }
+    Ok(())
+}
+
+/// Of our own fields an application sees who called, and no other.
+fn only_caller(headers: &mut HeaderMap, caller: &HeaderValue) {
+    for name in &fields::COVERED_FIELDS {
+        headers.remove(name);
+    }
+    headers.insert(fields::CALLER.clone(), caller.clone());
+}
+
+/// Whether a request's body waits for leave to be sent (RFC 9110 10.1.1).
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn join_cookies(headers: &mut HeaderMap) {

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use kiro_core::fields;
 use kiro_core::identity::ServiceName;
 use kiro_core::mesh::Protocol;
 use kiro_core::policy::Denial;
@@ -25,11 +25,12 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use crate::answer;
-use crate::app::{self, AppConnection};
+use crate::app::{self, AppAnswer, Handshake};
 use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody};
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress, Via};
 use crate::headers::{self, Kind};
+use crate::interim::Interim;
 use crate::limits;
 use crate::proof::{self, BodyRule, Trusted};
 use crate::reject::{Refused, Reject};
@@ -177,15 +178,17 @@ async fn stream_story(
     worker: Rc<Worker>,
     connection: Rc<PeerConnection>,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
 ) {
     let state = worker.snapshot();
     let (head, body) = request.into_parts();
     let trace = spans::inside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &connection.via, &head, trace);
     let request = Request::from_parts(head, body);
+    let respond = RefCell::new(respond);
     let answered = {
-        let story = story(&worker, &connection, request, &mut exchange);
+        let interim = interim(request.headers(), &respond);
+        let story = story(&worker, &connection, request, &mut exchange, &interim);
         let mut story = std::pin::pin!(story);
         // A caller that has gone away resets the stream; dropping the story closes the application's connection at once.
         let ended = poll_fn(|cx| {
@@ -193,22 +196,23 @@ async fn stream_story(
             if let Poll::Ready(answered) = story.as_mut().poll(cx) {
                 return Poll::Ready(Some(answered));
             }
-            respond.poll_reset(cx).map(|_| None)
+            respond.borrow_mut().poll_reset(cx).map(|_| None)
         });
         match ended.await {
             Some(answered) => answered,
             None => return,
         }
     };
+    let respond = respond.into_inner();
     let sent = match answered {
-        Ok(Answered::Response(response, app)) => relay(response, app, respond, &mut exchange).await,
+        Ok(Answered::Response(response)) => relay(response, respond, &mut exchange).await,
         Ok(Answered::Stream(upgrade)) => {
             tunnel::inbound(&worker, upgrade, respond, exchange).await;
             return;
         }
         Err(refused) => {
             exchange.refused(&refused);
-            refuse(&refused, respond)
+            refuse(&refused, respond, exchange.is_grpc())
         }
     };
     if let Err(error) = sent {
@@ -216,10 +220,19 @@ async fn stream_story(
     }
 }
 
+/// The way back for interim answers: a caller takes them where its client does, or waits for leave to send a body.
+fn interim<'a>(headers: &HeaderMap, respond: &'a RefCell<SendResponse<Bytes>>) -> Interim<'a> {
+    if headers.contains_key(&fields::INTERIM) || headers::expects_continue(headers) {
+        Interim::to(respond)
+    } else {
+        Interim::unwanted()
+    }
+}
+
 /// What the story ends with.
 enum Answered {
     /// An answer to relay.
-    Response(Response<Incoming>, AppConnection),
+    Response(Response<AppAnswer>),
     /// Bytes both ways from here on.
     Stream(tunnel::Accepted),
 }
@@ -230,6 +243,7 @@ async fn story(
     connection: &Rc<PeerConnection>,
     request: Request<RecvStream>,
     exchange: &mut Exchange,
+    interim: &Interim<'_>,
 ) -> Result<Answered, Refused> {
     let admitted = headers::inbound(request, &exchange.state().me)?;
     if admitted.kind == Kind::WebSocket {
@@ -238,16 +252,19 @@ async fn story(
     let permitted = proof::authorize_peer(connection, admitted, exchange)?;
     let trusted = proof::verify(permitted, connection, exchange)?;
     match (trusted.kind(), exchange.state().service.app.protocol) {
-        (Kind::Plain, Protocol::Http1) => {
+        (Kind::Plain, Protocol::Http1 | Protocol::H2 | Protocol::Grpc) => {
             let outgoing = settle_body(trusted, connection, exchange).await?;
-            let (response, app) = app::send(worker, outgoing, exchange).await?;
-            Ok(Answered::Response(response, app))
+            Ok(Answered::Response(app::send(worker, outgoing, exchange, interim).await?))
         }
-        (Kind::WebSocket, Protocol::Http1) => websocket(worker, connection, trusted, exchange).await,
+        (Kind::WebSocket, Protocol::Http1 | Protocol::H2 | Protocol::Grpc) => {
+            websocket(worker, connection, trusted, exchange).await
+        }
         (Kind::Tunnel, Protocol::Tcp) => {
             Ok(Answered::Stream(tunnel::to_app(worker, trusted, exchange).await?))
         }
-        (Kind::Tunnel, Protocol::Http1) => Err(Reject::Denied(Denial::TunnelRestricted).into()),
+        (Kind::Tunnel, Protocol::Http1 | Protocol::H2 | Protocol::Grpc) => {
+            Err(Reject::Denied(Denial::TunnelRestricted).into())
+        }
         (Kind::Plain | Kind::WebSocket, Protocol::Tcp) => Err(Reject::ServiceIsTcp.into()),
     }
 }
@@ -285,7 +302,7 @@ async fn settle_body(
             (AppBody::Verified(Box::new(body)), Some(progress))
         }
     };
-    Ok(app::dress(trusted.with_body(body), exchange, &connection.caller_value, progress, broken))
+    app::dress(trusted.with_body(body), exchange, &connection.caller_value, progress, broken)
 }
 
 /// Reads a body whose digest stands in the signed head; nothing of it may pass before it has been compared.
@@ -331,25 +348,18 @@ async fn websocket(
     let claim = trusted.claim(exchange);
     let (trusted, recv, _handshake_alone_is_signed) = trusted.take_body();
     let trusted = trusted.with_body(AppBody::Empty);
-    let outgoing = app::dress(trusted, exchange, &connection.caller_value, None, app::Broken::default());
-    let (response, app) = app::send(worker, outgoing, exchange).await?;
-    if response.status().is_success() {
-        // Between sidecars a 2xx means that the stream is open (RFC 8441 5).
-        return Err(Refused::new(
-            Reject::AppNoUpgrade,
-            format!("the application answered {}", response.status()),
-        ));
+    let outgoing = app::dress(trusted, exchange, &connection.caller_value, None, app::Broken::default())?;
+    match app::websocket(worker, outgoing, exchange).await? {
+        Handshake::Answered(response) => Ok(Answered::Response(response)),
+        Handshake::Open(headers, app) => {
+            Ok(Answered::Stream(tunnel::opened(worker, headers, app, recv, claim)?))
+        }
     }
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Answered::Response(response, app));
-    }
-    Ok(Answered::Stream(tunnel::upgraded(worker, response, recv, claim).await?))
 }
 
 /// Relays the application's answer to the peer.
 async fn relay(
-    response: Response<Incoming>,
-    app: AppConnection,
+    response: Response<AppAnswer>,
     mut respond: SendResponse<Bytes>,
     exchange: &mut Exchange,
 ) -> Result<(), BodyError> {
@@ -363,7 +373,6 @@ async fn relay(
         stream.send_reset(Reason::INTERNAL_ERROR);
         return Err(error);
     }
-    app.reuse();
     Ok(())
 }
 
@@ -386,9 +395,13 @@ impl Watcher for Relay<'_> {
 }
 
 /// Answers in the application's place.
-fn refuse(refused: &Refused, mut respond: SendResponse<Bytes>) -> Result<(), BodyError> {
-    let (head, text) = answer::refusal(refused.reject).into_parts();
-    let mut stream = respond.send_response(Response::from_parts(head, ()), false)?;
+fn refuse(refused: &Refused, mut respond: SendResponse<Bytes>, grpc: bool) -> Result<(), BodyError> {
+    let (head, text) = answer::refusal(refused.reject, grpc).into_parts();
+    let ends = text.is_empty();
+    let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
+    if ends {
+        return Ok(());
+    }
     // Where the request's body still comes, h2 resets the stream with NO_ERROR after a whole answer (RFC 9113 8.1).
     Ok(stream.send_data(text, true)?)
 }

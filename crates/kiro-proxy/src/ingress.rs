@@ -7,17 +7,16 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::header::SEC_WEBSOCKET_KEY;
+use http::{HeaderValue, Request, Response};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use crate::answer;
-use crate::app;
+use crate::app::{self, AppAnswer, AppStream, Handshake};
 use crate::body::{AnswerBody, AppBody, ClientBody};
+use crate::client::{Client, RequestBody, Upgrade};
 use crate::exchange::{Direction, Exchange, Progress, Via};
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
@@ -26,6 +25,7 @@ use crate::reject::Refused;
 use crate::serve::{self, Front};
 use crate::spans;
 use crate::tunnel;
+use crate::websocket;
 use crate::worker::Worker;
 
 /// Serves one connection to the plain port.
@@ -70,7 +70,8 @@ pub(crate) async fn answer(
     worker: Rc<Worker>,
     via: Rc<Via>,
     tls: bool,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    client: Client<'_>,
     turn: Option<Turn>,
 ) -> Response<AnswerBody> {
     let state = worker.snapshot();
@@ -78,18 +79,17 @@ pub(crate) async fn answer(
     let trace = spans::outside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
     let request = Request::from_parts(head, body);
-    let answered = Box::pin(story(&worker, &via, tls, request, &mut exchange)).await;
+    let answered = Box::pin(story(&worker, &via, tls, request, client, &mut exchange)).await;
     match answered {
-        Ok(Answered::Response(response, app)) => {
+        Ok(Answered::Response(response)) => {
             exchange.status(response.status());
-            response.map(|body| AnswerBody::app(body, app, exchange, turn))
+            response.map(|body| AnswerBody::app(body, exchange, turn))
         }
-        Ok(Answered::Stream(response, registered, client)) => {
-            open(worker, response, registered, client, exchange)
-        }
+        Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Err(refused) => {
             exchange.refused(&refused);
-            answer::refusal(refused.reject).map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+            answer::refusal(refused.reject, exchange.is_grpc())
+                .map(|text| AnswerBody::fixed(text, Some(exchange), turn))
         }
     }
 }
@@ -97,9 +97,17 @@ pub(crate) async fn answer(
 /// What the story ends with.
 enum Answered {
     /// The application's answer.
-    Response(Response<Incoming>, app::AppConnection),
+    Response(Response<AppAnswer>),
     /// Bytes both ways from here on.
-    Stream(Response<Incoming>, tunnel::Registered, OnUpgrade),
+    Stream(Stream),
+}
+
+/// An open stream to the application, and the client's connection that becomes its other end.
+struct Stream {
+    answer: Response<()>,
+    app: AppStream,
+    registered: tunnel::Registered,
+    client: Upgrade,
 }
 
 /// A request's way, top to bottom.
@@ -107,11 +115,11 @@ async fn story(
     worker: &Rc<Worker>,
     via: &Via,
     tls: bool,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    client: Client<'_>,
     exchange: &mut Exchange,
 ) -> Result<Answered, Refused> {
     let mut admitted = headers::ingress(request)?;
-    let client = admitted.head.extensions.remove::<OnUpgrade>();
     if admitted.kind == Kind::WebSocket {
         exchange.websocket();
     }
@@ -120,19 +128,35 @@ async fn story(
     }
     let permitted = proof::authorize_ingress(admitted, exchange)?;
     let trusted = proof::trust_ingress(permitted);
-    let claim = (trusted.kind() == Kind::WebSocket).then(|| trusted.claim(exchange));
-    let outgoing = outgoing(trusted, exchange);
-    let (response, app) = app::send(worker, outgoing, exchange).await?;
-    match (claim, client) {
-        (Some(claim), Some(client)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            let registered = worker.tunnels.register(claim, &worker.snapshot())?;
-            Ok(Answered::Stream(response, registered, client))
+    match (trusted.kind(), client.upgrade) {
+        (Kind::WebSocket, Some(upgrade)) => websocket(worker, trusted, upgrade, exchange).await,
+        _ => {
+            let outgoing = outgoing(trusted, exchange)?;
+            Ok(Answered::Response(app::send(worker, outgoing, exchange, &client.interim).await?))
         }
-        _ => Ok(Answered::Response(response, app)),
     }
 }
 
-fn outgoing(trusted: Trusted<Incoming>, exchange: &mut Exchange) -> app::Outgoing {
+async fn websocket(
+    worker: &Rc<Worker>,
+    trusted: Trusted<RequestBody>,
+    client: Upgrade,
+    exchange: &mut Exchange,
+) -> Result<Answered, Refused> {
+    let claim = trusted.claim(exchange);
+    let (version, key) = (trusted.version(), trusted.header(&SEC_WEBSOCKET_KEY).cloned());
+    let outgoing = outgoing(trusted, exchange)?;
+    match app::websocket(worker, outgoing, exchange).await? {
+        Handshake::Answered(response) => Ok(Answered::Response(response)),
+        Handshake::Open(headers, app) => {
+            let registered = worker.tunnels.register(claim, &worker.snapshot())?;
+            let answer = websocket::opened(headers, version, key.as_ref());
+            Ok(Answered::Stream(Stream { answer, app, registered, client }))
+        }
+    }
+}
+
+fn outgoing(trusted: Trusted<RequestBody>, exchange: &mut Exchange) -> Result<app::Outgoing, Refused> {
     let (trusted, incoming, _unsigned) = trusted.take_body();
     let (body, progress) = if http_body::Body::is_end_stream(&incoming) {
         (AppBody::Empty, None)
@@ -145,19 +169,12 @@ fn outgoing(trusted: Trusted<Incoming>, exchange: &mut Exchange) -> app::Outgoin
 }
 
 /// Answers the client's handshake and joins it with the application.
-fn open(
-    worker: Rc<Worker>,
-    response: Response<Incoming>,
-    registered: tunnel::Registered,
-    client: OnUpgrade,
-    mut exchange: Exchange,
-) -> Response<AnswerBody> {
-    exchange.status(response.status());
-    let answer = tunnel::switching_protocols(response.headers().clone());
+fn open(worker: Rc<Worker>, stream: Stream, mut exchange: Exchange) -> Response<AnswerBody> {
+    let Stream { answer, app, registered, client } = stream;
+    exchange.status(answer.status());
     spawn_local(async move {
-        let Ok(app) = hyper::upgrade::on(response).await else { return };
-        let Ok(client) = client.await else { return };
-        tunnel::join_bytes(&worker, TokioIo::new(client), TokioIo::new(app), &registered, exchange).await;
+        let Some(client) = client.stream().await else { return };
+        tunnel::join_bytes(&worker, client, app, &registered, exchange).await;
     });
     answer.map(|()| AnswerBody::fixed(Bytes::new(), None, None))
 }

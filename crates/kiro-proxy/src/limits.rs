@@ -72,6 +72,20 @@ pub(crate) const STREAMS_PER_CONNECTION: u32 = 1024;
 /// Streams that a client of this sidecar may have open on one connection: what browsers and gRPC libraries are used to.
 pub(crate) const CLIENT_STREAMS: u32 = 256;
 
+/// How long an HTTP/2 connection of a client may be without any stream. Longer than an HTTP/1 one, since it costs as much to open as it
+/// holds, and gRPC libraries keep theirs.
+pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
+
+/// Interim answers (1xx) to one request that are passed on. An application needs one or two.
+pub(crate) const INTERIM_ANSWERS: usize = 16;
+
+/// How long a body waits for leave to be sent (`Expect: 100-continue`) before it is sent all the same. curl's own patience.
+pub(crate) const CONTINUE: Duration = Duration::from_secs(1);
+
+/// Connections of one worker to an application that speaks HTTP/2; each carries as many streams as the application allows, by default
+/// a hundred or more.
+pub(crate) const APP_H2_CONNECTIONS: usize = 8;
+
 /// Requests that may wait for a free stream on one connection before the next one is refused.
 pub(crate) const STREAM_WAITERS: usize = 1024;
 

@@ -10,12 +10,11 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::header::SEC_WEBSOCKET_KEY;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use kiro_core::fields;
 use kiro_core::identity::Role;
-use kiro_core::mesh::{Protocol, Timeout};
+use kiro_core::mesh::Timeout;
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -24,9 +23,11 @@ use crate::answer;
 use crate::app::within;
 use crate::attempt::{Attempts, Failure, Reached};
 use crate::body::AnswerBody;
+use crate::client::{Client, RequestBody, Upgrade};
 use crate::exchange::{Direction, Exchange, Via};
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
+use crate::interim::{Answering, Interim};
 use crate::limits;
 use crate::payload::{Payload, Upload};
 use crate::reject::{self, Refused, Reject};
@@ -37,6 +38,7 @@ use crate::tunnel;
 use crate::upstream::Upstream;
 use crate::upstream::connect::lost;
 use crate::upstream::pool::Slot;
+use crate::websocket;
 use crate::worker::{Worker, unix_seconds};
 
 /// Serves one connection of the application.
@@ -81,7 +83,7 @@ enum Answered {
     /// Bytes both ways from here on.
     Stream(Stream),
     /// A tunnel to a service that speaks HTTP: its bytes are read as HTTP again.
-    HttpTunnel(OnUpgrade),
+    HttpTunnel(Upgrade),
 }
 
 /// An open stream to a peer, and the client's connection that becomes its other end.
@@ -90,27 +92,32 @@ struct Stream {
     send: h2::SendStream<Bytes>,
     slot: Slot,
     registered: tunnel::Registered,
-    client: OnUpgrade,
+    client: Upgrade,
     kind: Kind,
+    version: Version,
+    key: Option<HeaderValue>,
 }
 
 /// Answers one request of the application.
 pub(crate) async fn answer(
     worker: Rc<Worker>,
     via: Rc<Via>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    client: Client<'_>,
     turn: Option<Turn>,
 ) -> Response<AnswerBody> {
     let state = worker.snapshot();
     let (head, body) = request.into_parts();
     let trace = spans::inside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
-    let answered = Box::pin(story(&worker, Request::from_parts(head, body), &mut exchange)).await;
+    let answered = Box::pin(story(&worker, Request::from_parts(head, body), client, &mut exchange)).await;
     match answered {
         Ok(Answered::Response(response, slot, upload)) => {
             let (mut head, recv) = response.into_parts();
-            tidy(&mut head.headers, &mut exchange);
-            exchange.status(head.status);
+            let refused = tidy(&mut head.headers, &mut exchange);
+            // A refusal of gRPC is a 200 to gRPC alone.
+            let status = refused.filter(|_| exchange.is_grpc()).map_or(head.status, Reject::status);
+            exchange.status(status);
             Response::from_parts(head, AnswerBody::peer(recv, slot, upload, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
@@ -128,7 +135,8 @@ pub(crate) async fn answer(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            answer::refusal(refused.reject).map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+            answer::refusal(refused.reject, exchange.is_grpc())
+                .map(|text| AnswerBody::fixed(text, Some(exchange), turn))
         }
     }
 }
@@ -136,11 +144,12 @@ pub(crate) async fn answer(
 /// A request's way, top to bottom.
 async fn story(
     worker: &Rc<Worker>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    client: Client<'_>,
     exchange: &mut Exchange,
 ) -> Result<Answered, Refused> {
-    let mut admitted = headers::outbound(request)?;
-    let client = admitted.head.extensions.remove::<OnUpgrade>();
+    let admitted = headers::outbound(request)?;
+    let Client { mut upgrade, interim } = client;
     if admitted.kind == Kind::WebSocket {
         exchange.websocket();
     }
@@ -148,26 +157,31 @@ async fn story(
         // Each level would be a stream within a stream, without end.
         return Err(Refused::new(Reject::UpgradeUnsupported, "CONNECT inside of CONNECT"));
     }
-    if let (Kind::Tunnel, Some(client)) = (admitted.kind, &client)
-        && let (peer, Protocol::Http1) = route::find(&admitted, exchange)?
+    if admitted.kind == Kind::Tunnel
+        && let (peer, protocol) = route::find(&admitted, exchange)?
+        && protocol.is_http()
+        && let Some(upgrade) = upgrade.take()
     {
         // Each request inside names its service and is judged by itself.
         exchange.callee(crate::exchange::Callee::Peer(peer));
-        return Ok(Answered::HttpTunnel(client.clone()));
+        return Ok(Answered::HttpTunnel(upgrade));
     }
     let (mut plan, body) = route::plan(admitted, exchange)?;
+    if interim.is_wanted() && plan.kind == Kind::Plain && !exchange.is_grpc() {
+        plan.head.headers.insert(fields::INTERIM.clone(), HeaderValue::from_static("103"));
+    }
     let mut payload = Payload::of(&mut plan, body, exchange).await?;
     let addresses = addresses(worker, &plan, exchange).await?;
     let mut attempts = Attempts::new(Rc::clone(&addresses), worker.names.turn(addresses.len()));
     loop {
         let address = attempts.next()?;
         exchange.attempt();
-        match attempt(worker, &plan, &mut payload, address, exchange).await {
+        match attempt(worker, &plan, &mut payload, address, exchange, &interim).await {
             Ok(Sent { response, send: None, slot, upload }) => {
                 return Ok(Answered::Response(response, slot, upload));
             }
             Ok(Sent { response, send: Some(send), slot, .. }) => {
-                return accepted(worker, &plan, response, send, slot, client);
+                return accepted(worker, &plan, response, send, slot, upgrade);
             }
             Err(failure) => {
                 note(worker, exchange, plan.peer, address, &failure);
@@ -212,6 +226,7 @@ async fn attempt(
     payload: &mut Payload,
     address: SocketAddr,
     exchange: &mut Exchange,
+    interim: &Interim<'_>,
 ) -> Result<Sent, Failure> {
     let state = Rc::clone(exchange.state());
     let peer = state.peer(plan.peer).ok_or(Failure::nobody(Reject::ServiceUnknown.into()))?;
@@ -236,13 +251,27 @@ async fn attempt(
     let nonce = sign(&upstream, plan, peer, &mut request, exchange).map_err(Failure::nobody)?;
     let ends = payload.is_empty() && plan.kind == Kind::Plain;
     let sent = upstream.sender().send_request(request, ends);
-    let (answer, stream) = sent.map_err(|error| failed(worker, &upstream, &error))?;
+    let (promised, stream) = sent.map_err(|error| failed(worker, &upstream, &error))?;
+    let mut answering = Answering::new(promised);
+    let mut early = None;
+    if !payload.is_empty() && headers::expects_continue(&plan.head.headers) {
+        early = answering.leave_to_send(interim).await;
+    }
     let (send, upload) = match plan.kind {
         Kind::WebSocket | Kind::Tunnel => (Some(stream), None),
+        // Whoever got an answer instead of leave has sent nothing, and will not.
+        Kind::Plain if early.is_some() => (None, None),
         Kind::Plain => (None, payload.send(&upstream, nonce, stream, exchange)),
     };
+    let answer = async {
+        match early {
+            Some(early) => early,
+            None => answering.answer(interim).await,
+        }
+    };
     // A tunnel's answer waits for the peer's application to accept a connection, no longer.
-    match within(with_peer_word(peer.timeout), upload.as_ref().map(Upload::progress), answer).await {
+    let timeout = with_peer_word(exchange.answer_timeout(peer.timeout));
+    match within(timeout, upload.as_ref().map(Upload::progress), answer).await {
         None => Err(Failure {
             refused: payload
                 .failure()
@@ -316,14 +345,16 @@ fn accepted(
     response: Response<RecvStream>,
     send: h2::SendStream<Bytes>,
     slot: Slot,
-    client: Option<OnUpgrade>,
+    client: Option<Upgrade>,
 ) -> Result<Answered, Refused> {
     let (Some(client), true) = (client, response.status().is_success()) else {
         return Ok(Answered::Response(response, slot, None));
     };
     let Some(claim) = plan.claim.clone() else { return Ok(Answered::Response(response, slot, None)) };
     let registered = worker.tunnels.register(claim, &worker.snapshot())?;
-    Ok(Answered::Stream(Stream { response, send, slot, registered, client, kind: plan.kind }))
+    let (kind, version) = (plan.kind, plan.head.version);
+    let key = plan.head.headers.get(SEC_WEBSOCKET_KEY).cloned();
+    Ok(Answered::Stream(Stream { response, send, slot, registered, client, kind, version, key }))
 }
 
 /// Answers the client and joins the two ends once the HTTP library has let go of the client's connection.
@@ -332,25 +363,23 @@ fn open(worker: Rc<Worker>, stream: Stream, mut exchange: Exchange) -> Response<
     let mut headers = head.headers;
     tidy(&mut headers, &mut exchange);
     let response = match stream.kind {
-        Kind::WebSocket => tunnel::switching_protocols(headers),
+        Kind::WebSocket => websocket::opened(headers, stream.version, stream.key.as_ref()),
         Kind::Plain | Kind::Tunnel => Response::new(()),
     };
     exchange.status(response.status());
     spawn_local(async move {
         // A client that goes away now drops the exchange, which is recorded.
-        let Ok(client) = stream.client.await else { return };
-        tunnel::join(&worker, TokioIo::new(client), (recv, stream.send), &stream.registered, exchange).await;
+        let Some(client) = stream.client.stream().await else { return };
+        tunnel::join(&worker, client, (recv, stream.send), &stream.registered, exchange).await;
         drop(stream.slot);
     });
     response.map(|()| AnswerBody::fixed(Bytes::new(), None, None))
 }
 
 /// Cleans a peer's answer and notes whether its sidecar, rather than its application, gave it.
-fn tidy(headers: &mut HeaderMap, exchange: &mut Exchange) {
+fn tidy(headers: &mut HeaderMap, exchange: &mut Exchange) -> Option<Reject> {
     headers::response(headers, true);
-    if let Some(code) =
-        headers.get(&kiro_core::fields::REJECT).and_then(|code| reject::known_code(code.as_bytes()))
-    {
-        exchange.peer_reject(code);
-    }
+    let code = headers.get(&fields::REJECT).and_then(|code| reject::known_code(code.as_bytes()))?;
+    exchange.peer_reject(code);
+    reject::by_code(code)
 }

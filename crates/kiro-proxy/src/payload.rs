@@ -1,7 +1,9 @@
 //! How does a request's body travel to a peer: held and signed with the head, or streamed and signed at its end?
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
@@ -9,7 +11,6 @@ use http::header::EXPECT;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use kiro_core::fields;
 use kiro_core::mesh::Signatures;
 use kiro_core::signature::{Nonce, content_digest_value};
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::body::BodyError;
+use crate::client::RequestBody;
 use crate::exchange::{Exchange, Progress};
 use crate::headers::Kind;
 use crate::limits;
@@ -34,32 +36,37 @@ pub(crate) enum Payload {
     /// Known whole, so that it can be sent again.
     Held(Bytes),
     /// Moved as it comes; `None` once it is on its way.
-    Stream(Option<Incoming>, Rc<RefCell<Option<Refused>>>),
+    Stream(Option<RequestBody>, Rc<RefCell<Option<Refused>>>),
 }
 
 impl Payload {
     /// Decides how a body travels, and reads it where it is to be held. The digest of a held body goes into the head.
     pub(crate) async fn of(
         plan: &mut Plan,
-        body: Incoming,
+        mut body: RequestBody,
         exchange: &mut Exchange,
     ) -> Result<Self, Refused> {
         if plan.kind != Kind::Plain || body.is_end_stream() {
             return Ok(Payload::Empty);
         }
         let signed = exchange.state().signatures == Signatures::Required;
+        let own_way = [&EXPECT, &CONTENT_DIGEST].iter().any(|name| plan.head.headers.contains_key(*name));
+        let whole = if own_way { None } else { poll_fn(|cx| Poll::Ready(body.already_whole(cx))).await };
         // In HTTP/1 a body of known length has no trailers; in HTTP/2 it may, and they would be lost here.
         let small = plan.head.version < Version::HTTP_2
             && body.size_hint().exact().is_some_and(|length| length <= limits::DIGEST_BODY_BYTES as u64);
         let headers = &mut plan.head.headers;
         // An application's own digest stays as it is; the head signs it, and the body is signed at its end.
-        if !small || headers.contains_key(EXPECT) || headers.contains_key(&CONTENT_DIGEST) {
+        if own_way || !small && whole.is_none() {
             if signed {
                 headers.insert(fields::BODY, HeaderValue::from_static(fields::BODY_STREAM));
             }
             return Ok(Payload::Stream(Some(body), Rc::default()));
         }
-        let bytes = hold(body).await?;
+        let bytes = match whole {
+            Some(bytes) => bytes,
+            None => hold(body).await?,
+        };
         exchange.request_bytes(bytes.len());
         if signed {
             let digest: [u8; 32] = Sha256::digest(&bytes).into();
@@ -136,7 +143,9 @@ impl Drop for Upload {
     }
 }
 
-async fn hold(body: Incoming) -> Result<Bytes, Refused> {
+async fn hold(
+    body: impl Body<Data = Bytes, Error: std::error::Error + 'static> + Unpin,
+) -> Result<Bytes, Refused> {
     let whole = async {
         let mut body = body;
         let mut whole = BytesMut::new();
@@ -160,7 +169,7 @@ async fn hold(body: Incoming) -> Result<Bytes, Refused> {
 }
 
 async fn stream_body(
-    body: Incoming,
+    body: RequestBody,
     mut stream: SendStream<Bytes>,
     mut watcher: Streamed,
     failure: Rc<RefCell<Option<Refused>>>,
@@ -229,6 +238,7 @@ mod tests {
 
     use http::Response;
     use http_body_util::Full;
+    use hyper::body::Incoming;
     use hyper::server::conn::http1;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;

@@ -62,6 +62,16 @@ impl<B> Trusted<B> {
         self.admitted.kind
     }
 
+    /// The version of HTTP that its client speaks.
+    pub(crate) fn version(&self) -> http::Version {
+        self.admitted.head.version
+    }
+
+    /// A field of its head.
+    pub(crate) fn header(&self, name: &http::HeaderName) -> Option<&http::HeaderValue> {
+        self.admitted.head.headers.get(name)
+    }
+
     /// What it is allowed for, to be judged again while it is an open stream.
     pub(crate) fn claim(&self, exchange: &Exchange) -> Claim {
         let via = exchange.via();

@@ -23,6 +23,21 @@ pub(crate) trait Watcher {
     fn always_trailers(&self) -> bool;
 }
 
+/// Moves what comes, and no more: the body itself counts it.
+pub(crate) struct Passing;
+
+impl Watcher for Passing {
+    fn data(&mut self, _: &Bytes) {}
+
+    fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
+        Ok(own.filter(|trailers| !trailers.is_empty()))
+    }
+
+    fn always_trailers(&self) -> bool {
+        false
+    }
+}
+
 /// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream, or where the body
 /// stands still for longer than `idle`: a request's may not, an answer's may (server-sent events do).
 pub(crate) async fn send<B>(

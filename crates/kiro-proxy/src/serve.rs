@@ -1,7 +1,9 @@
 //! How is HTTP spoken with clients of this sidecar: the application at 15001, and anybody at the ingress?
 //!
-//! hyper reads and writes; this module chooses the version, sets the limits at the place where they hold, and accounts for what
-//! hyper answers by itself.
+//! This module chooses the version. hyper reads and writes HTTP/1 within the limits that are set here, and what it answers by itself is
+//! accounted for; [`http2`] is beside it.
+
+mod http2;
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,19 +12,20 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kiro_core::fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
 
 use crate::body::AnswerBody;
+use crate::client::{Client, ClientStream, RequestBody, Upgrade};
 use crate::drain::Phase;
 use crate::exchange::Via;
 use crate::framing::{Guess, HeadTap, Heads, Oddities, Turn, guess};
+use crate::interim::Interim;
 use crate::limits;
 use crate::reject::Reject;
 use crate::worker::Worker;
@@ -43,7 +46,7 @@ pub(crate) enum Front {
 /// Serves a connection without TLS.
 pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, front: Front) {
     match tokio::time::timeout(limits::HEAD, first_bytes(&stream)).await {
-        Ok(Ok(Guess::Http2)) => http2(worker, stream, via, front).await,
+        Ok(Ok(Guess::Http2)) => http2::serve(worker, stream, via, front).await,
         Ok(Ok(Guess::Http1 | Guess::NeedMore)) => http1(worker, stream, via, front).await,
         Ok(Ok(Guess::Tls)) => {
             worker.library_answer(&via, Reject::MessageInvalid, "TLS on a port that speaks plain HTTP");
@@ -52,9 +55,12 @@ pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, f
     }
 }
 
+/// As many bytes as the preface of HTTP/2 has.
+const FIRST_BYTES: usize = 24;
+
 /// Looks at a connection's first bytes without taking them.
 async fn first_bytes(stream: &TcpStream) -> std::io::Result<Guess> {
-    let mut first = [0; 24];
+    let mut first = [0; FIRST_BYTES];
     let mut pause = Duration::from_millis(2);
     loop {
         let count = stream.peek(&mut first).await?;
@@ -79,22 +85,18 @@ pub(crate) async fn encrypted<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2(worker, stream, via, front).await;
+        http2::serve(worker, stream, via, front).await;
     } else {
         http1(worker, stream, via, front).await;
     }
 }
 
 /// Serves the bytes of a CONNECT tunnel to a service that speaks HTTP: each request inside is an outbound one of its own.
-pub(crate) async fn tunnelled(worker: Rc<Worker>, client: OnUpgrade, via: Rc<Via>) {
-    let Ok(client) = client.await else { return };
-    let mut client = TokioIo::new(client);
-    let mut first = [0; 1];
-    match tokio::time::timeout(limits::HEAD, client.read(&mut first)).await {
-        Ok(Ok(1)) => {}
-        Ok(Ok(_) | Err(_)) | Err(_) => return,
-    }
-    if guess(&first) == Guess::Tls {
+pub(crate) async fn tunnelled(worker: Rc<Worker>, client: Upgrade, via: Rc<Via>) {
+    let Some(mut client) = client.stream().await else { return };
+    let begun = tokio::time::timeout(limits::HEAD, read_first_bytes(&mut client)).await;
+    let Ok(Ok((first, guessed))) = begun else { return };
+    if guessed == Guess::Tls {
         worker.library_answer(
             &via,
             Reject::TlsInTunnel,
@@ -107,7 +109,26 @@ pub(crate) async fn tunnelled(worker: Rc<Worker>, client: OnUpgrade, via: Rc<Via
     }
     let (read, write) = tokio::io::split(client);
     let stream = tokio::io::join(std::io::Cursor::new(first).chain(read), write);
-    http1(worker, stream, via, Front::Outbound).await;
+    if guessed == Guess::Http2 {
+        http2::serve(worker, stream, via, Front::Outbound).await;
+    } else {
+        http1(worker, stream, via, Front::Outbound).await;
+    }
+}
+
+/// Reads until it is clear what is spoken: no further than the preface of HTTP/2 goes.
+async fn read_first_bytes(client: &mut ClientStream) -> std::io::Result<(Vec<u8>, Guess)> {
+    let mut first = Vec::with_capacity(FIRST_BYTES);
+    loop {
+        let mut piece = [0; FIRST_BYTES];
+        let room = piece.get_mut(first.len()..).unwrap_or_default();
+        let count = client.read(room).await?;
+        first.extend_from_slice(room.get(..count).unwrap_or_default());
+        let guessed = guess(&first);
+        if guessed != Guess::NeedMore || count == 0 {
+            return Ok((first, guessed));
+        }
+    }
 }
 
 async fn http1<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
@@ -123,7 +144,8 @@ where
             let (oddities, turn) = heads.read();
             let heads = heads.clone();
             let tunnel = request.method() == Method::CONNECT;
-            let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, Some(turn));
+            let (request, client) = taken_apart(request);
+            let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, client, Some(turn));
             async move {
                 let answer = answered.await;
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -154,33 +176,6 @@ fn http1_limits() -> http1::Builder {
     builder
 }
 
-async fn http2<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = {
-        let (worker, via) = (Rc::clone(&worker), Rc::clone(&via));
-        service_fn(move |request: Request<Incoming>| {
-            let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, None);
-            async move { Ok::<_, Infallible>(answered.await) }
-        })
-    };
-    let connection = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits::CLIENT_STREAMS)
-        .max_header_list_size(limits::CLIENT_HEADER_LIST_BYTES)
-        .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
-        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
-        .max_send_buf_size(limits::SEND_BUFFER)
-        .keep_alive_interval(limits::BODY_IDLE)
-        .serve_connection(TokioIo::new(stream), service);
-    let connection = std::pin::pin!(connection);
-    let ended = until_drained(&worker, front, connection, |connection| connection.graceful_shutdown()).await;
-    if let Err(error) = ended {
-        library_error(&worker, &via, &error, false);
-    }
-}
-
 /// Drives a connection to its end, which it is asked for when the sidecar drains.
 async fn until_drained<C: Future>(
     worker: &Worker,
@@ -208,13 +203,20 @@ async fn answer(
     worker: Rc<Worker>,
     via: Rc<Via>,
     front: Front,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    client: Client<'_>,
     turn: Option<Turn>,
 ) -> Response<AnswerBody> {
     match front {
-        Front::Outbound => outbound::answer(worker, via, request, turn).await,
-        Front::Ingress { tls } => ingress::answer(worker, via, tls, request, turn).await,
+        Front::Outbound => outbound::answer(worker, via, request, client, turn).await,
+        Front::Ingress { tls } => ingress::answer(worker, via, tls, request, client, turn).await,
     }
+}
+
+/// What hyper holds of the connection, to hand it over after an upgrade, is the client's and not the request's.
+fn taken_apart(mut request: Request<Incoming>) -> (Request<RequestBody>, Client<'static>) {
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>().map(Upgrade::Http1);
+    (request.map(RequestBody::Http1), Client { upgrade, interim: Interim::unwanted() })
 }
 
 /// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2), and none whose head was
@@ -247,21 +249,6 @@ fn library_reject(error: &hyper::Error, in_head: bool) -> Option<Reject> {
         Some(Reject::RequestTimeout)
     } else {
         None
-    }
-}
-
-/// Runs hyper's HTTP/2 tasks on the worker that they belong to.
-#[derive(Debug, Clone, Copy)]
-struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-{
-    fn execute(&self, future: F) {
-        spawn_local(async move {
-            future.await;
-        });
     }
 }
 

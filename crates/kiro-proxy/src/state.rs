@@ -142,7 +142,10 @@ impl State {
                 .transpose()
                 .map_err(|error| tls(&error))?,
             app_client: mutual
-                .then(|| kiro_tls::loopback_client(&identity.identity))
+                .then(|| match service.app.protocol {
+                    Protocol::H2 | Protocol::Grpc => kiro_tls::loopback_client_h2(&identity.identity),
+                    Protocol::Http1 | Protocol::Tcp => kiro_tls::loopback_client(&identity.identity),
+                })
                 .transpose()
                 .map_err(|error| tls(&error))?,
             ingress_server,

@@ -10,16 +10,13 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Response};
 use kiro_core::mesh::Timeout;
 use kiro_core::policy::{Call, CallKind, Caller, Verdict};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::app;
+use crate::app::{self, AppStream};
 use crate::body::BodyError;
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress};
@@ -137,7 +134,7 @@ pub(crate) struct Accepted {
 
 enum Io {
     Tcp(tokio::net::TcpStream),
-    Upgraded(Box<TokioIo<Upgraded>>),
+    WebSocket(AppStream),
 }
 
 /// Connects a trusted CONNECT to the application's port: the declared one, whatever port was asked.
@@ -156,24 +153,19 @@ pub(crate) async fn to_app(
     Ok(Accepted { io: Io::Tcp(stream), recv, answer: Response::new(()), registered })
 }
 
-/// Takes over an application's connection after its 101.
-pub(crate) async fn upgraded(
+/// Registers a WebSocket that the application has opened. Extended CONNECT answers 200, whatever the application's HTTP has for it
+/// (RFC 8441 5).
+pub(crate) fn opened(
     worker: &Rc<Worker>,
-    response: Response<Incoming>,
+    headers: HeaderMap,
+    app: AppStream,
     recv: RecvStream,
     claim: Claim,
 ) -> Result<Accepted, Refused> {
     let registered = worker.tunnels.register(claim, &worker.snapshot())?;
-    let (mut head, body) = response.into_parts();
-    let io = hyper::upgrade::on(Response::from_parts(head.clone(), body))
-        .await
-        .map_err(|error| Refused::new(Reject::AppReset, app::error_chain(&error)))?;
-    // Extended CONNECT answers 200 where HTTP/1.1 answers 101 (RFC 8441 5).
-    head.status = StatusCode::OK;
-    head.version = http::Version::HTTP_2;
-    head.extensions.clear();
-    let answer = Response::from_parts(head, ());
-    Ok(Accepted { io: Io::Upgraded(Box::new(TokioIo::new(io))), recv, answer, registered })
+    let mut answer = Response::new(());
+    *answer.headers_mut() = headers;
+    Ok(Accepted { io: Io::WebSocket(app), recv, answer, registered })
 }
 
 /// Runs an accepted tunnel of the inbound listener until it ends.
@@ -188,7 +180,7 @@ pub(crate) async fn inbound(
     let streams = (accepted.recv, send);
     match accepted.io {
         Io::Tcp(io) => join(worker, io, streams, &accepted.registered, exchange).await,
-        Io::Upgraded(io) => join(worker, *io, streams, &accepted.registered, exchange).await,
+        Io::WebSocket(io) => join(worker, io, streams, &accepted.registered, exchange).await,
     }
 }
 
@@ -339,14 +331,4 @@ where
         write.flush().await.map_err(broken)?;
         progress.moved(piece.len());
     }
-}
-
-/// The answer that a client of this sidecar gets to its upgrade, from a peer's answer to extended CONNECT.
-pub(crate) fn switching_protocols(headers: HeaderMap) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = headers;
-    response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(http::header::UPGRADE, http::HeaderValue::from_static("websocket"));
-    response
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::spawn_local;
 
-use crate::app::AppPool;
+use crate::app::App;
 use crate::discover::{Names, Resolver};
 use crate::drain::PhaseWatch;
 use crate::exchange::{Direction, Via};
@@ -40,7 +40,7 @@ pub(crate) struct Worker {
     /// Connections to peers.
     pub(crate) upstreams: Upstreams,
     /// Connections to the application.
-    pub(crate) app: AppPool,
+    pub(crate) app: App,
     /// Addresses of peers.
     pub(crate) names: Names,
     /// Open tunnels and upgraded streams.
@@ -79,7 +79,7 @@ impl Worker {
             tracing: parts.tracing.clone(),
             metrics: Arc::clone(&parts.metrics),
             upstreams: Upstreams::new(),
-            app: AppPool::new(),
+            app: App::new(),
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
             active: Cell::new(0),

@@ -179,7 +179,7 @@ impl ClientCore {
     }
 
     pub(crate) fn requires_h2(&self) -> bool {
-        self.rules.leg == Leg::Mesh
+        self.alpn == [H2]
     }
 }
 
@@ -253,13 +253,28 @@ pub fn mesh_client(identity: &Arc<Identity>, dialled: &SpiffeId) -> Result<MeshC
 #[derive(Clone, Debug)]
 pub struct LoopbackClient(ClientCore);
 
-/// Sets up calls from a sidecar to its application.
+/// Sets up calls from a sidecar to its application, which speaks HTTP/1.1.
 ///
 /// # Errors
 /// Where the application's identity has no DNS name.
 pub fn loopback_client(identity: &Arc<Identity>) -> Result<LoopbackClient, TlsConfigError> {
+    app_client(identity, &[HTTP1])
+}
+
+/// Sets up calls from a sidecar to an application that speaks HTTP/2.
+///
+/// # Errors
+/// Where the application's identity has no DNS name.
+pub fn loopback_client_h2(identity: &Arc<Identity>) -> Result<LoopbackClient, TlsConfigError> {
+    app_client(identity, &[H2])
+}
+
+fn app_client(
+    identity: &Arc<Identity>,
+    alpn: &'static [&'static [u8]],
+) -> Result<LoopbackClient, TlsConfigError> {
     let app = SpiffeId { role: Role::App, ..identity.spiffe().clone() };
-    Ok(LoopbackClient(ClientCore::new(identity, &app, Leg::App, &[HTTP1])?))
+    Ok(LoopbackClient(ClientCore::new(identity, &app, Leg::App, alpn)?))
 }
 
 /// Sets up calls to the sidecar's own outbound port, with the identity of its application or its own.

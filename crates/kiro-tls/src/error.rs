@@ -281,7 +281,9 @@ pub(crate) fn fix(kind: HandshakeErrorKind, side: Side, leg: Leg) -> &'static st
         },
         HandshakeErrorKind::Alpn => match leg {
             Leg::Mesh => "sidecars speak HTTP/2 alone on this port (ALPN h2): let the peer be a sidecar",
-            Leg::App => "let the application speak HTTP/1.1 (ALPN http/1.1)",
+            Leg::App => {
+                "let the application agree by ALPN on what `app.protocol` says: http/1.1, or h2 for `h2` and `grpc`"
+            }
             Leg::Outbound | Leg::Ingress => "let the client speak HTTP/2 or HTTP/1.1 (ALPN h2, http/1.1)",
         },
         HandshakeErrorKind::PeerRefused => match leg {

@@ -29,7 +29,7 @@ mod watch;
 
 pub use config::{
     IngressServer, LoopbackClient, LoopbackServer, MeshClient, MeshServer, TlsConfigError, ingress_server,
-    loopback_client, loopback_server, mesh_client, mesh_server, outbound_client,
+    loopback_client, loopback_client_h2, loopback_server, mesh_client, mesh_server, outbound_client,
 };
 pub use edges::EdgeSecrets;
 pub use error::{HandshakeError, HandshakeErrorKind, classify_io};

@@ -42,7 +42,10 @@ fn the_sample_is_read() {
     let services: Vec<_> = mesh.services.keys().map(ServiceName::as_str).collect();
     assert_eq!(services, ["auth", "dashboard", "profile"]);
     let dashboard = &mesh.services["dashboard"];
-    assert_eq!(dashboard.app, App { port: 8001, tls: AppTls::Mutual, protocol: Protocol::Http1 });
+    assert_eq!(
+        dashboard.app,
+        App { port: 8001, tls: AppTls::Mutual, protocol: Protocol::Http1, header_case: HeaderCase::Lower }
+    );
     let ingress =
         Ingress { port: Some(8080), tls_port: Some(8443), names: Vec::new(), trust_forwarded: false };
     assert_eq!(dashboard.ingress, Some(ingress));
@@ -98,7 +101,7 @@ allow:
     .unwrap();
     assert_eq!((mesh.signatures, mesh.mode), (Signatures::Off, Mode::Audit));
     let web = Service {
-        app: App { port: 1, tls: AppTls::None, protocol: Protocol::Http1 },
+        app: App { port: 1, tls: AppTls::None, protocol: Protocol::Http1, header_case: HeaderCase::Lower },
         ingress: Some(Ingress {
             port: None,
             tls_port: Some(65535),
@@ -111,7 +114,7 @@ allow:
     };
     assert_eq!(mesh.services["web"], web);
     let db = Service {
-        app: App { port: 5432, tls: AppTls::None, protocol: Protocol::Tcp },
+        app: App { port: 5432, tls: AppTls::None, protocol: Protocol::Tcp, header_case: HeaderCase::Lower },
         ingress: None,
         traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)) },
         endpoints: Vec::new(),
@@ -128,7 +131,10 @@ fn what_is_left_out_has_its_default() {
         assert_eq!((mesh.signatures, mesh.mode), (Signatures::Required, Mode::Enforce));
         assert_eq!(mesh.allow, []);
         let service = &mesh.services["a"];
-        assert_eq!(service.app, App { port: 80, tls: AppTls::None, protocol: Protocol::Http1 });
+        assert_eq!(
+            service.app,
+            App { port: 80, tls: AppTls::None, protocol: Protocol::Http1, header_case: HeaderCase::Lower }
+        );
         assert_eq!(service.traffic.timeout, Timeout::After(Duration::from_secs(15)));
         assert_eq!((service.metrics, &service.ingress, service.endpoints.len()), (Metrics::Closed, &None, 0));
     }

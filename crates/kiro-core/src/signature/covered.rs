@@ -7,13 +7,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::base::{Line, Value};
 use super::{BodyProof, CONTENT_DIGEST, Head, SIGNATURE, SIGNATURE_INPUT, digest};
-use crate::fields::{self, BODY_STREAM, COVERED_FIELDS};
+use crate::fields::{self, BODY_STREAM, COVERED_FIELDS, COVERED_FIELDS_COUNT};
 
 /// The derived components, always covered.
 pub(super) const DERIVED: [&str; 4] = ["@method", "@authority", "@path", "@query"];
 
 const COMPONENTS_MAX: usize = DERIVED.len() + COVERED_FIELDS_COUNT + 1;
-const COVERED_FIELDS_COUNT: usize = 3;
 
 /// What the signature of a head covers.
 #[derive(Debug)]
@@ -26,9 +25,9 @@ impl<'h> Covered<'h> {
     /// The components of a head, or why it can't be signed.
     pub(super) fn by_head(head: &Head<'h>, headers: &'h HeaderMap) -> Result<Self, &'static str> {
         let [method, authority, path, query] = derived(head)?;
-        let [host, body, upgrade] = own_fields(headers)?;
+        let [host, body, upgrade, interim] = own_fields(headers)?;
         let digest = field(headers, &CONTENT_DIGEST)?;
-        Ok(Self { lines: [method, authority, path, query, host, body, upgrade, digest], headers })
+        Ok(Self { lines: [method, authority, path, query, host, body, upgrade, interim, digest], headers })
     }
 
     pub(super) fn lines(&self) -> impl Iterator<Item = &Line<'h>> + Clone {
@@ -37,7 +36,7 @@ impl<'h> Covered<'h> {
 
     /// What the covered fields say about the body.
     pub(super) fn body(&self) -> Result<BodyProof, &'static str> {
-        let [.., body, _, digest] = &self.lines;
+        let [_method, _authority, _path, _query, _host, body, _upgrade, _interim, digest] = &self.lines;
         match body {
             Some(Line { value: Value::Text(text), .. }) if *text == BODY_STREAM.as_bytes() => {
                 Ok(BodyProof::Trailers)

@@ -66,7 +66,13 @@ pub(crate) async fn connect(
     };
     let refusal = Refusal::default();
     let stream = RefusalTap { inner: established.stream, refusal: Rc::clone(&refusal) };
-    http2(worker, stream, address, signer, refusal).await
+    let worker = Rc::downgrade(worker);
+    let ended = move |upstream: &Rc<Upstream>| {
+        if let Some(worker) = worker.upgrade() {
+            worker.upstreams.forget(upstream);
+        }
+    };
+    http2(stream, address, signer, refusal, ended).await
 }
 
 async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
@@ -84,12 +90,13 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
     }
 }
 
-async fn http2<S>(
-    worker: &Rc<Worker>,
+/// Begins HTTP/2; `ended` learns of the connection's end.
+pub(crate) async fn http2<S>(
     stream: S,
     address: SocketAddr,
     signer: Option<RefCell<Signer>>,
     refusal: Refusal,
+    ended: impl FnOnce(&Rc<Upstream>) + 'static,
 ) -> Result<Rc<Upstream>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -122,16 +129,13 @@ where
         refusal,
     });
     let driven = Rc::downgrade(&upstream);
-    let worker = Rc::downgrade(worker);
     spawn_local(async move {
         // Requests on the connection learn its end from their streams; here it only has to be forgotten.
         let _ = std::future::poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
         let Some(upstream) = driven.upgrade() else { return };
         upstream.closed.set(true);
         upstream.freed.notify_waiters();
-        if let Some(worker) = worker.upgrade() {
-            worker.upstreams.forget(&upstream);
-        }
+        ended(&upstream);
     });
     Ok(upstream)
 }

@@ -48,6 +48,13 @@ pub(crate) struct Slot {
     upstream: Rc<Upstream>,
 }
 
+impl Slot {
+    /// The connection that it is a place on.
+    pub(crate) fn upstream(&self) -> &Rc<Upstream> {
+        &self.upstream
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.upstream.in_flight.set(self.upstream.in_flight.get().saturating_sub(1));
@@ -75,8 +82,17 @@ impl Upstream {
                 freed.await;
             }
         }
+        Ok(self.take())
+    }
+
+    /// A place for another stream, where there is one at once.
+    pub(crate) fn slot_now(self: &Rc<Self>) -> Option<Slot> {
+        self.has_room().then(|| self.take())
+    }
+
+    fn take(self: &Rc<Self>) -> Slot {
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Slot { upstream: Rc::clone(self) })
+        Slot { upstream: Rc::clone(self) }
     }
 
     fn has_room(&self) -> bool {

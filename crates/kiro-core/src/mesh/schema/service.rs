@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use super::super::problem::{Found, Read};
 use super::super::read::{Fields, Spot};
-use super::super::{App, AppTls, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service, Timeout, Traffic};
+use super::super::{
+    App, AppTls, HeaderCase, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service, Timeout, Traffic,
+};
 use super::DeclaredService;
 use crate::authority;
 
@@ -53,16 +55,36 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
 }
 
 fn app(spot: Spot<'_>, found: &mut Found) -> Read<App> {
-    let fields = spot.fields(&["port", "tls", "protocol"], "write it like `app: { port: 8080 }`", found)?;
+    let keys = ["port", "tls", "protocol", "header_case"];
+    let fields = spot.fields(&keys, "write it like `app: { port: 8080 }`", found)?;
     let port = fields
         .required("port", "add `port: ` and the application's port", found, |spot, found| spot.port(found));
     let tls = fields.optional("tls", found, |spot, found| {
         spot.one_of(&[("none", AppTls::None), ("mutual", AppTls::Mutual)], found)
     });
     let protocol = fields.optional("protocol", found, |spot, found| {
-        spot.one_of(&[("http1", Protocol::Http1), ("tcp", Protocol::Tcp)], found)
+        let words = [
+            ("http1", Protocol::Http1),
+            ("h2", Protocol::H2),
+            ("grpc", Protocol::Grpc),
+            ("tcp", Protocol::Tcp),
+        ];
+        spot.one_of(&words, found)
     });
-    Ok(App { port: port?, tls: tls?.unwrap_or_default(), protocol: protocol?.unwrap_or_default() })
+    let http1 = !matches!(protocol, Ok(Some(Protocol::H2 | Protocol::Grpc | Protocol::Tcp)));
+    let header_case = fields.optional("header_case", found, |spot, found| {
+        if !http1 {
+            let fix = "take `header_case` out: HTTP/2 has lower case alone, and bytes have no fields";
+            return Err(spot.wrong("for applications that speak HTTP/1.1", fix, found));
+        }
+        spot.one_of(&[("lower", HeaderCase::Lower), ("title", HeaderCase::Title)], found)
+    });
+    Ok(App {
+        port: port?,
+        tls: tls?.unwrap_or_default(),
+        protocol: protocol?.unwrap_or_default(),
+        header_case: header_case?.unwrap_or_default(),
+    })
 }
 
 fn ingress(spot: &Spot<'_>, found: &mut Found) -> Read<Ingress> {

@@ -1,0 +1,310 @@
+//! How is HTTP/1.1 spoken with the application?
+//!
+//! Each worker keeps connections of its own, and one request at a time is on each. An application that asks for patience (100) or hints
+//! (103) is heard where somebody waits for that.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use kiro_core::mesh::HeaderCase;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, spawn_local};
+
+use super::{AppStream, Broken, broken_signature, error_chain, within};
+use crate::body::AppBody;
+use crate::early::EarlyAnswer;
+use crate::exchange::Progress;
+use crate::headers;
+use crate::interim::Interim;
+use crate::limits;
+use crate::reject::{Refused, Reject};
+use crate::state::State;
+use crate::worker::Worker;
+
+type Sender = http1::SendRequest<AppBody>;
+
+/// Idle connections of one worker to the application, the one used last on top.
+pub(crate) struct AppPool {
+    idle: Rc<RefCell<Vec<Idle>>>,
+    epoch: Rc<Cell<u64>>,
+}
+
+struct Idle {
+    sender: Sender,
+    driver: Driver,
+    since: Instant,
+}
+
+/// A connection in use. Dropping it closes it; [`AppConnection::reuse`] gives it back.
+pub(crate) struct AppConnection {
+    sender: Sender,
+    driver: Driver,
+    idle: Rc<RefCell<Vec<Idle>>>,
+    epoch: Rc<Cell<u64>>,
+    born: u64,
+    fresh: bool,
+    /// Carries no other request.
+    spent: bool,
+}
+
+/// The task that moves a connection's bytes; dropping this ends it. By itself the HTTP library first writes all that it holds,
+/// which an application that has stopped reading never lets it.
+struct Driver(Option<AbortHandle>);
+
+impl Driver {
+    /// Lets the task end by itself, which it does when the connection has become somebody else's.
+    fn release(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl AppConnection {
+    /// Gives the connection back: its last answer has ended.
+    pub(crate) fn reuse(self) {
+        let mut idle = self.idle.borrow_mut();
+        if !self.spent
+            && self.born == self.epoch.get()
+            && !self.sender.is_closed()
+            && idle.len() < limits::APP_IDLE_CONNECTIONS
+        {
+            idle.push(Idle { sender: self.sender, driver: self.driver, since: Instant::now() });
+        }
+    }
+}
+
+impl AppPool {
+    /// An empty pool.
+    pub(crate) fn new() -> Self {
+        Self { idle: Rc::default(), epoch: Rc::new(Cell::new(0)) }
+    }
+
+    /// Lets all idle connections go, and those in use after their answer: the identity has changed.
+    pub(crate) fn forget_all(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+        self.idle.borrow_mut().clear();
+    }
+
+    fn kept(&self) -> Option<AppConnection> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(candidate) = idle.pop() {
+            if candidate.since.elapsed() > limits::APP_IDLE {
+                // The rest was used even earlier.
+                idle.clear();
+                return None;
+            }
+            if candidate.sender.is_ready() {
+                return Some(self.connection(candidate.sender, candidate.driver, false));
+            }
+        }
+        None
+    }
+
+    fn connection(&self, sender: Sender, driver: Driver, fresh: bool) -> AppConnection {
+        AppConnection {
+            sender,
+            driver,
+            idle: Rc::clone(&self.idle),
+            epoch: Rc::clone(&self.epoch),
+            born: self.epoch.get(),
+            fresh,
+            spent: false,
+        }
+    }
+}
+
+/// Lets a body go on its way once the application has asked for it (`Expect: 100-continue`), or has not in time.
+#[derive(Default)]
+pub(crate) struct Gate {
+    open: Cell<bool>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl Gate {
+    fn open(&self) {
+        self.open.set(true);
+        if let Some(waiting) = self.waiting.borrow_mut().take() {
+            waiting.wake();
+        }
+    }
+
+    /// Waits for the gate.
+    pub(crate) fn poll(&self, cx: &std::task::Context<'_>) -> Poll<()> {
+        if self.open.get() {
+            return Poll::Ready(());
+        }
+        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// A request on its way, and what it needs on it.
+pub(super) struct Sending<'a> {
+    pub(super) request: Request<AppBody>,
+    pub(super) progress: Option<Rc<Progress>>,
+    pub(super) broken: Broken,
+    pub(super) upgrade: bool,
+    pub(super) timeout: kiro_core::mesh::Timeout,
+    /// Where interim answers go.
+    pub(super) interim: &'a Interim<'a>,
+}
+
+/// Sends a request and returns its answer with the connection that it comes on.
+pub(super) async fn send(
+    worker: &Rc<Worker>,
+    state: &State,
+    sending: Sending<'_>,
+) -> Result<(Response<Incoming>, AppConnection), Refused> {
+    let Sending { mut request, progress, broken, upgrade, timeout, interim } = sending;
+    let mut told = listen(&mut request, interim);
+    loop {
+        let mut connection = match worker.app.http1.kept() {
+            Some(connection) => connection,
+            None => connect(worker, state).await?,
+        };
+        let sent = connection.sender.try_send_request(request);
+        let answer = match &mut told {
+            None => within(timeout, progress.as_deref(), sent).await,
+            Some(told) => within(timeout, progress.as_deref(), told.relay(sent, interim)).await,
+        };
+        match answer {
+            None if broken.get().is_none() => {
+                return Err(Refused::new(Reject::AppTimeout, "the application did not answer in time"));
+            }
+            None => return Err(broken_signature(&broken)),
+            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade => {
+                return Err(Refused::new(
+                    Reject::AppReset,
+                    "the application switched protocols without being asked",
+                ));
+            }
+            Some(Ok(mut response)) => {
+                // Whatever the answer is, what follows it on this connection may not be HTTP; and a body that was never asked for is
+                // still to come.
+                connection.spent = upgrade || told.is_some_and(|told| !told.may_send());
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    connection.driver.release();
+                }
+                headers::response(response.headers_mut(), false);
+                return Ok((response, connection));
+            }
+            Some(Err(mut error)) => match error.take_message() {
+                // A kept connection was closed before the request was written: the request is whole and goes on a new one.
+                Some(unsent) if !connection.fresh => request = unsent,
+                _ if broken.get().is_some() => return Err(broken_signature(&broken)),
+                _ => return Err(Refused::new(Reject::AppReset, error_chain(&error.into_error()))),
+            },
+        }
+    }
+}
+
+/// What an application says before its answer.
+struct Told {
+    /// hyper calls back from its own task, whose types ask for a channel that could cross threads.
+    interim: mpsc::Receiver<(StatusCode, HeaderMap)>,
+    gate: Option<Rc<Gate>>,
+}
+
+/// Asks to be told of interim answers, where somebody waits for them: for leave to send a body, or to pass them on.
+fn listen(request: &mut Request<AppBody>, interim: &Interim<'_>) -> Option<Told> {
+    let expects = headers::expects_continue(request.headers()) && !matches!(request.body(), AppBody::Empty);
+    if !expects && !interim.is_wanted() {
+        return None;
+    }
+    let (tell, told) = mpsc::channel(limits::INTERIM_ANSWERS);
+    hyper::ext::on_informational(request, move |answer| {
+        // What finds no room is dropped, as interim answers may be.
+        let _ = tell.try_send((answer.status(), answer.headers().clone()));
+    });
+    let gate = expects.then(Rc::<Gate>::default);
+    if let Some(gate) = &gate {
+        let body = std::mem::replace(request.body_mut(), AppBody::Empty);
+        *request.body_mut() = AppBody::Gated(Box::new(body), Rc::clone(gate));
+    }
+    Some(Told { interim: told, gate })
+}
+
+impl Told {
+    fn may_send(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.open.get())
+    }
+
+    /// Waits for the answer, and meanwhile passes on what comes before it.
+    async fn relay<F: Future>(&mut self, answer: F, interim: &Interim<'_>) -> F::Output {
+        let mut answer = std::pin::pin!(answer);
+        let mut patience = std::pin::pin!(tokio::time::sleep(limits::CONTINUE));
+        loop {
+            let may_send = self.may_send();
+            tokio::select! {
+                biased;
+                told = self.interim.recv() => match told {
+                    Some((status, headers)) => {
+                        if status == StatusCode::CONTINUE && let Some(gate) = &self.gate {
+                            gate.open();
+                        }
+                        interim.pass(status, headers);
+                    }
+                    None => return answer.await,
+                },
+                answer = &mut answer => return answer,
+                // Not every application knows of the expectation, so nobody waits for its word for ever (RFC 9110 10.1.1).
+                () = &mut patience, if !may_send => {
+                    if let Some(gate) = &self.gate {
+                        gate.open();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes over a connection after its 101.
+pub(super) async fn upgraded(response: &mut Response<Incoming>) -> Result<AppStream, Refused> {
+    let io = hyper::upgrade::on(response)
+        .await
+        .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
+    Ok(AppStream::Upgraded(Box::new(TokioIo::new(io))))
+}
+
+async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Refused> {
+    let stream = super::tcp(worker, state).await?;
+    let ends = super::ends(&stream);
+    let case = state.service.app.header_case;
+    let (sender, driver) = match super::tls(state, EarlyAnswer::new(stream), ends).await? {
+        super::Wire::Plain(stream) => handshake(stream, case).await?,
+        super::Wire::Tls(stream) => handshake(*stream, case).await?,
+    };
+    Ok(worker.app.http1.connection(sender, driver, true))
+}
+
+async fn handshake<S>(stream: S, case: HeaderCase) -> Result<(Sender, Driver), Refused>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_header_size(limits::HEADER_BYTES)
+        .max_headers(limits::HEADER_FIELDS)
+        .title_case_headers(case == HeaderCase::Title)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
+    let driver = spawn_local(async move {
+        // What goes wrong is seen by the request that is under way; an idle connection that ends is nobody's concern.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok((sender, Driver(Some(driver.abort_handle()))))
+}

@@ -1,0 +1,231 @@
+//! How is HTTP/2 spoken with the application?
+//!
+//! On few connections with many streams: another one is opened where those that are open have no room.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response};
+use http_body::Body;
+use kiro_core::mesh::Timeout;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
+use tokio::task::{AbortHandle, spawn_local};
+
+use super::http1::Sending;
+use super::{Broken, Wire, address, broken_signature, within};
+use crate::body::AppBody;
+use crate::exchange::Progress;
+use crate::headers;
+use crate::interim::{Answering, Interim};
+use crate::limits;
+use crate::reject::{Refused, Reject};
+use crate::send::{Passing, send as send_body};
+use crate::state::State;
+use crate::upstream::connect::{self, Refusal};
+use crate::upstream::pool::{Slot, Upstream};
+use crate::worker::Worker;
+
+/// Connections of one worker to an application that speaks HTTP/2.
+pub(crate) struct AppConnections {
+    open: RefCell<Vec<Rc<Upstream>>>,
+    /// Whoever opens one holds this, so that a crowd does not open one each.
+    opening: Mutex<()>,
+}
+
+impl AppConnections {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { open: RefCell::default(), opening: Mutex::new(()) }
+    }
+
+    /// Lets all connections go; each ends when its last stream has.
+    pub(crate) fn forget_all(&self) {
+        self.open.borrow_mut().clear();
+    }
+
+    fn forget(&self, ended: &Rc<Upstream>) {
+        self.open.borrow_mut().retain(|upstream| !Rc::ptr_eq(upstream, ended));
+    }
+
+    fn with_room(&self) -> Option<Slot> {
+        self.open.borrow().iter().find_map(Upstream::slot_now)
+    }
+
+    async fn slot(&self, worker: &Rc<Worker>, state: &State) -> Result<Slot, Refused> {
+        if let Some(slot) = self.with_room() {
+            return Ok(slot);
+        }
+        let opening = self.opening.lock().await;
+        if let Some(slot) = self.with_room() {
+            return Ok(slot);
+        }
+        let full = {
+            let open = self.open.borrow();
+            if open.len() >= limits::APP_H2_CONNECTIONS { open.first().map(Rc::clone) } else { None }
+        };
+        if let Some(full) = full {
+            drop(opening);
+            return full.slot().await;
+        }
+        let upstream = open(worker, state).await?;
+        self.open.borrow_mut().push(Rc::clone(&upstream));
+        drop(opening);
+        upstream.slot().await
+    }
+}
+
+async fn open(worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
+    let stream = super::tcp(worker, state).await?;
+    let (address, ends) = (address(worker, state), super::ends(&stream));
+    match super::tls(state, stream, ends).await? {
+        Wire::Plain(stream) => handshake(worker, stream, address).await,
+        Wire::Tls(stream) => handshake(worker, *stream, address).await,
+    }
+}
+
+async fn handshake<S>(worker: &Rc<Worker>, stream: S, address: SocketAddr) -> Result<Rc<Upstream>, Refused>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let worker = Rc::downgrade(worker);
+    let ended = move |upstream: &Rc<Upstream>| {
+        if let Some(worker) = worker.upgrade() {
+            worker.app.http2.forget(upstream);
+        }
+    };
+    connect::http2(stream, address, None, Refusal::default(), ended)
+        .await
+        .map_err(|refused| Refused { reject: Reject::AppReset, cause: refused.cause })
+}
+
+/// An answer of the application, and the stream that it comes on.
+pub(super) struct Answered {
+    pub(super) response: Response<RecvStream>,
+    pub(super) slot: Slot,
+    /// What is left of the request's body.
+    pub(super) upload: Option<Upload>,
+    /// The half to write of a stream that becomes bytes.
+    pub(super) send: Option<SendStream<Bytes>>,
+}
+
+/// Sends a request. What the application surely did not process goes on another connection, once.
+pub(super) async fn send(
+    worker: &Rc<Worker>,
+    state: &State,
+    sending: Sending<'_>,
+) -> Result<Answered, Refused> {
+    let Sending { request, progress, broken, upgrade, timeout, interim } = sending;
+    let (head, mut body) = request.into_parts();
+    let mut again = true;
+    loop {
+        let slot = within(timeout, None, worker.app.http2.slot(worker, state)).await;
+        let slot =
+            slot.unwrap_or_else(|| Err(Refused::new(Reject::AppTimeout, "no stream with room in time")))?;
+        let copy = body.whole_copy();
+        let request = Request::from_parts(head.clone(), ());
+        let ends = !upgrade && body.is_end_stream();
+        let sent = slot.upstream().sender().send_request(request, ends);
+        let answered = match sent {
+            Ok((promised, stream)) => {
+                let way =
+                    Way { stream, upgrade, ends, broken: &broken, timeout, progress: progress.as_deref() };
+                let mut answering = Answering::new(promised);
+                if !ends
+                    && headers::expects_continue(&head.headers)
+                    && let Some(early) = answering.leave_to_send(interim).await
+                {
+                    early.map(|response| (response, None, None))
+                } else {
+                    way.on(body, answering, interim).await?
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok((response, upload, send)) => {
+                let (mut head, recv) = response.into_parts();
+                headers::response(&mut head.headers, false);
+                return Ok(Answered { response: Response::from_parts(head, recv), slot, upload, send });
+            }
+            Err(error) => {
+                if error.is_go_away() {
+                    worker.app.http2.forget(slot.upstream());
+                }
+                let Some(whole) = copy.filter(|_| again && was_not_processed(&error)) else {
+                    return Err(failed(&error, &broken));
+                };
+                (body, again) = (whole, false);
+            }
+        }
+    }
+}
+
+/// A request whose head is on its way.
+struct Way<'a> {
+    stream: SendStream<Bytes>,
+    upgrade: bool,
+    ends: bool,
+    broken: &'a Broken,
+    timeout: Timeout,
+    progress: Option<&'a Progress>,
+}
+
+type Settled = Result<(Response<RecvStream>, Option<Upload>, Option<SendStream<Bytes>>), h2::Error>;
+
+impl Way<'_> {
+    /// Lets the body follow and waits for the answer.
+    async fn on(
+        self,
+        body: AppBody,
+        answering: Answering,
+        interim: &Interim<'_>,
+    ) -> Result<Settled, Refused> {
+        let (send, upload) = match (self.upgrade, self.ends) {
+            (true, _) => (Some(self.stream), None),
+            (false, true) => (None, None),
+            (false, false) => (None, Some(Upload::new(body, self.stream))),
+        };
+        match within(self.timeout, self.progress, answering.answer(interim)).await {
+            Some(answer) => Ok(answer.map(|response| (response, upload, send))),
+            None if self.broken.get().is_some() => Err(broken_signature(self.broken)),
+            None => Err(Refused::new(Reject::AppTimeout, "the application did not answer in time")),
+        }
+    }
+}
+
+/// h2 fails with a GOAWAY exactly the streams above the last processed id, and refused streams were not looked at (RFC 9113 8.7).
+fn was_not_processed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+}
+
+fn failed(error: &h2::Error, broken: &Broken) -> Refused {
+    match broken.get() {
+        Some(_) => broken_signature(broken),
+        None => Refused::new(Reject::AppReset, error.to_string()),
+    }
+}
+
+/// A body on its way to the application. It ends, at the latest, with its answer: dropping this ends it.
+pub(crate) struct Upload(AbortHandle);
+
+impl Upload {
+    fn new(body: AppBody, mut stream: SendStream<Bytes>) -> Self {
+        let task = spawn_local(async move {
+            if send_body(body, &mut stream, &mut Passing, None).await.is_err() {
+                // The application must not take what it has for the whole.
+                stream.send_reset(Reason::CANCEL);
+            }
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
