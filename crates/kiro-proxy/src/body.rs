@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -25,6 +26,7 @@ use crate::headers;
 use crate::inbound::PeerConnection;
 use crate::limits;
 use crate::payload::Upload;
+use crate::send::Pace;
 use crate::upstream::pool::Slot;
 
 /// Why a body ended early.
@@ -129,22 +131,28 @@ fn without_own(frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<
 }
 
 /// Gives up on a body that stands still. The timer is made when there is something to wait for.
-#[derive(Default)]
 struct Patience {
+    /// None where it may.
+    limit: Option<Duration>,
     sleep: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl Patience {
+    fn new(pace: Pace) -> Self {
+        Self { limit: pace.of_sender(), sleep: None, waiting: false }
+    }
+
     fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<T>) -> Poll<Result<T, BodyError>> {
         let Poll::Pending = polled else {
             self.waiting = false;
             return polled.map(Ok);
         };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::BODY_IDLE)));
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         if !self.waiting {
             self.waiting = true;
-            sleep.as_mut().reset(tokio::time::Instant::now() + limits::BODY_IDLE);
+            sleep.as_mut().reset(tokio::time::Instant::now() + limit);
         }
         sleep.as_mut().poll(cx).map(|()| Err(BodyError::Idle))
     }
@@ -160,8 +168,8 @@ pub(crate) struct PeerBody {
 
 impl PeerBody {
     /// Wraps a stream.
-    pub(crate) fn new(recv: RecvStream, progress: Rc<Progress>) -> Self {
-        Self { recv, progress, data_ended: false, patience: Patience::default() }
+    pub(crate) fn new(recv: RecvStream, progress: Rc<Progress>, pace: Pace) -> Self {
+        Self { recv, progress, data_ended: false, patience: Patience::new(pace) }
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
@@ -273,8 +281,8 @@ pub(crate) struct ClientBody {
 
 impl ClientBody {
     /// Wraps a body.
-    pub(crate) fn new(incoming: RequestBody, progress: Rc<Progress>) -> Self {
-        Self { incoming, progress, patience: Patience::default() }
+    pub(crate) fn new(incoming: RequestBody, progress: Rc<Progress>, pace: Pace) -> Self {
+        Self { incoming, progress, patience: Patience::new(pace) }
     }
 }
 

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
-use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version, request};
 use kiro_core::identity::ServiceName;
@@ -18,7 +17,9 @@ use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
 
+use crate::headers;
 use crate::reject::{Refused, Reject};
+use crate::send::Pace;
 use crate::spans;
 use crate::state::Snapshot;
 use crate::worker::Worker;
@@ -162,7 +163,7 @@ impl Exchange {
             attempts: 0,
             trace,
             websocket: false,
-            grpc: is_grpc(head),
+            grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
         }
     }
 
@@ -200,6 +201,11 @@ impl Exchange {
     /// answer whenever it likes, and a caller whose deadline is over resets it.
     pub(crate) fn answer_timeout(&self, declared: Timeout) -> Timeout {
         if self.grpc { Timeout::Off } else { declared }
+    }
+
+    /// How long the request's body may stand still.
+    pub(crate) fn request_pace(&self) -> Pace {
+        if self.grpc { Pace::Call } else { Pace::Request }
     }
 
     /// Notes the policy's word.
@@ -388,15 +394,6 @@ impl Drop for Exchange {
         self.worker.access_line(&record);
         self.span(Some(status), self.reject);
     }
-}
-
-/// gRPC is HTTP/2 with a content type of its own, which may name an encoding: `application/grpc+proto`.
-fn is_grpc(head: &request::Parts) -> bool {
-    head.version == Version::HTTP_2
-        && head
-            .headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The protocol's name by the semantic conventions, with its family.

@@ -372,6 +372,18 @@ fn only_caller(headers: &mut HeaderMap, caller: &HeaderValue) {
     headers.insert(fields::CALLER.clone(), caller.clone());
 }
 
+/// Whether a head is one of gRPC, by its content type, which may name an encoding: `application/grpc+proto`. gRPC-Web is another
+/// protocol.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(rest) = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+    else {
+        return false;
+    };
+    matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
 /// Whether a request's body waits for leave to be sent (RFC 9110 10.1.1).
 pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))

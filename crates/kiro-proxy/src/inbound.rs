@@ -34,7 +34,7 @@ use crate::interim::Interim;
 use crate::limits;
 use crate::proof::{self, BodyRule, Trusted};
 use crate::reject::{Refused, Reject};
-use crate::send::{Watcher, send};
+use crate::send::{Pace, Watcher, send};
 use crate::spans;
 use crate::state::State;
 use crate::tunnel;
@@ -288,7 +288,10 @@ async fn settle_body(
         BodyRule::Unsigned if recv.is_end_stream() => (AppBody::Empty, None),
         BodyRule::Unsigned => {
             let progress = Progress::new();
-            (AppBody::Plain(PeerBody::new(recv, Rc::clone(&progress))), Some(progress))
+            (
+                AppBody::Plain(PeerBody::new(recv, Rc::clone(&progress), exchange.request_pace())),
+                Some(progress),
+            )
         }
         BodyRule::Digest(digest) => {
             let bytes = read_digested(recv, &digest).await?;
@@ -297,7 +300,7 @@ async fn settle_body(
         }
         BodyRule::Trailers(verified) => {
             let progress = Progress::new();
-            let body = PeerBody::new(recv, Rc::clone(&progress));
+            let body = PeerBody::new(recv, Rc::clone(&progress), exchange.request_pace());
             let body = VerifiedBody::new(body, Rc::clone(connection), verified, Rc::clone(&broken));
             (AppBody::Verified(Box::new(body)), Some(progress))
         }
@@ -369,7 +372,8 @@ async fn relay(
     exchange.status(head.status);
     let ends = http_body::Body::is_end_stream(&body);
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
-    if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, None).await {
+    let pace = if exchange.is_grpc() { Pace::Call } else { Pace::Answer };
+    if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
         stream.send_reset(Reason::INTERNAL_ERROR);
         return Err(error);
     }

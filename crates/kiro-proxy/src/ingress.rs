@@ -162,7 +162,10 @@ fn outgoing(trusted: Trusted<RequestBody>, exchange: &mut Exchange) -> Result<ap
         (AppBody::Empty, None)
     } else {
         let progress = Progress::new();
-        (AppBody::Client(ClientBody::new(incoming, Rc::clone(&progress))), Some(progress))
+        (
+            AppBody::Client(ClientBody::new(incoming, Rc::clone(&progress), exchange.request_pace())),
+            Some(progress),
+        )
     };
     let caller = HeaderValue::from_static("ingress");
     app::dress(trusted.with_body(body), exchange, &caller, progress, app::Broken::default())

@@ -24,7 +24,7 @@ use crate::headers::Kind;
 use crate::limits;
 use crate::reject::{Refused, Reject};
 use crate::route::Plan;
-use crate::send::{Watcher, send};
+use crate::send::{Pace, Watcher, send};
 use crate::upstream::Upstream;
 
 static CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
@@ -117,7 +117,13 @@ impl Payload {
                 let progress = Progress::new();
                 exchange.request_body(Rc::clone(&progress));
                 let watcher = Streamed::new(Rc::clone(upstream), nonce, Rc::clone(&progress));
-                let task = spawn_local(stream_body(body, stream, watcher, Rc::clone(failure)));
+                let task = spawn_local(stream_body(
+                    body,
+                    stream,
+                    watcher,
+                    Rc::clone(failure),
+                    exchange.request_pace(),
+                ));
                 Some(Upload { progress, task: task.abort_handle() })
             }
         }
@@ -173,8 +179,9 @@ async fn stream_body(
     mut stream: SendStream<Bytes>,
     mut watcher: Streamed,
     failure: Rc<RefCell<Option<Refused>>>,
+    pace: Pace,
 ) {
-    let Err(error) = send(body, &mut stream, &mut watcher, Some(limits::BODY_IDLE)).await else { return };
+    let Err(error) = send(body, &mut stream, &mut watcher, pace).await else { return };
     let refused = match &error {
         // The peer's doing: its answer, or its reset, says what there is to say.
         BodyError::Stream(_) => return,

@@ -38,20 +38,49 @@ impl Watcher for Passing {
     }
 }
 
-/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream, or where the body
-/// stands still for longer than `idle`: a request's may not, an answer's may (server-sent events do).
+/// How long a body may stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// A request's: whoever sends it has to go on, and whoever receives it.
+    Request,
+    /// An answer's: its sender may be silent for as long as it likes (server-sent events are), its receiver has to read.
+    Answer,
+    /// Either way of a gRPC call: a conversation that pauses as its two ends like, and ends by its caller's deadline.
+    Call,
+}
+
+impl Pace {
+    /// How long its sender may be silent.
+    pub(crate) fn of_sender(self) -> Option<Duration> {
+        match self {
+            Pace::Request => Some(limits::BODY_IDLE),
+            Pace::Answer | Pace::Call => None,
+        }
+    }
+
+    /// How long its receiver may take nothing.
+    fn of_receiver(self) -> Option<Duration> {
+        match self {
+            Pace::Request | Pace::Answer => Some(limits::BODY_IDLE),
+            Pace::Call => None,
+        }
+    }
+}
+
+/// Moves a body into a stream, as fast as the peer's window allows. Ends early where the peer resets the stream, or where one of the
+/// two ends stands still for longer than `pace` allows.
 pub(crate) async fn send<B>(
     mut body: B,
     stream: &mut SendStream<Bytes>,
     watcher: &mut impl Watcher,
-    idle: Option<Duration>,
+    pace: Pace,
 ) -> Result<(), BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
     BodyError: From<B::Error>,
 {
     let mut trailers = None;
-    while let Some(frame) = next_frame(&mut body, stream, idle).await? {
+    while let Some(frame) = next_frame(&mut body, stream, pace.of_sender()).await? {
         match frame.into_data() {
             Ok(data) => {
                 watcher.data(&data);
@@ -60,7 +89,7 @@ where
                     // An empty frame says nothing, and the peer's library ends a connection that has brought a hundred of them.
                     continue;
                 }
-                send_data(stream, data, last, Some(limits::BODY_IDLE)).await?;
+                send_data(stream, data, last, pace.of_receiver()).await?;
                 if last {
                     return Ok(());
                 }

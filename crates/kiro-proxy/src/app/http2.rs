@@ -23,7 +23,7 @@ use crate::headers;
 use crate::interim::{Answering, Interim};
 use crate::limits;
 use crate::reject::{Refused, Reject};
-use crate::send::{Passing, send as send_body};
+use crate::send::{Pace, Passing, send as send_body};
 use crate::state::State;
 use crate::upstream::connect::{self, Refusal};
 use crate::upstream::pool::{Slot, Upstream};
@@ -131,8 +131,16 @@ pub(super) async fn send(
         let sent = slot.upstream().sender().send_request(request, ends);
         let answered = match sent {
             Ok((promised, stream)) => {
-                let way =
-                    Way { stream, upgrade, ends, broken: &broken, timeout, progress: progress.as_deref() };
+                let pace = if headers::is_grpc(&head.headers) { Pace::Call } else { Pace::Request };
+                let way = Way {
+                    pace,
+                    stream,
+                    upgrade,
+                    ends,
+                    broken: &broken,
+                    timeout,
+                    progress: progress.as_deref(),
+                };
                 let mut answering = Answering::new(promised);
                 if !ends
                     && headers::expects_continue(&head.headers)
@@ -167,6 +175,7 @@ pub(super) async fn send(
 /// A request whose head is on its way.
 struct Way<'a> {
     stream: SendStream<Bytes>,
+    pace: Pace,
     upgrade: bool,
     ends: bool,
     broken: &'a Broken,
@@ -187,7 +196,7 @@ impl Way<'_> {
         let (send, upload) = match (self.upgrade, self.ends) {
             (true, _) => (Some(self.stream), None),
             (false, true) => (None, None),
-            (false, false) => (None, Some(Upload::new(body, self.stream))),
+            (false, false) => (None, Some(Upload::new(body, self.stream, self.pace))),
         };
         match within(self.timeout, self.progress, answering.answer(interim)).await {
             Some(answer) => Ok(answer.map(|response| (response, upload, send))),
@@ -213,9 +222,9 @@ fn failed(error: &h2::Error, broken: &Broken) -> Refused {
 pub(crate) struct Upload(AbortHandle);
 
 impl Upload {
-    fn new(body: AppBody, mut stream: SendStream<Bytes>) -> Self {
+    fn new(body: AppBody, mut stream: SendStream<Bytes>, pace: Pace) -> Self {
         let task = spawn_local(async move {
-            if send_body(body, &mut stream, &mut Passing, None).await.is_err() {
+            if send_body(body, &mut stream, &mut Passing, pace).await.is_err() {
                 // The application must not take what it has for the whole.
                 stream.send_reset(Reason::CANCEL);
             }

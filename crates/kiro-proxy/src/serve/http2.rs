@@ -21,9 +21,10 @@ use super::{Front, drains_at};
 use crate::body::{AnswerBody, BodyError};
 use crate::client::{Client, RequestBody, StreamBody, Upgrade};
 use crate::exchange::Via;
+use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
-use crate::send::{Passing, send};
+use crate::send::{Pace, Passing, send};
 use crate::worker::Worker;
 
 /// Streams of one connection that are open.
@@ -181,12 +182,13 @@ async fn relay(
         let _ = opened.send(stream);
         return Ok(());
     }
+    let pace = if headers::is_grpc(&head.headers) { Pace::Call } else { Pace::Answer };
     let ends = is_head || body.is_end_stream();
     let mut stream = respond.borrow_mut().send_response(Response::from_parts(head, ()), ends)?;
     if ends {
         return Ok(());
     }
-    let sent = send(body, &mut stream, &mut Passing, None).await;
+    let sent = send(body, &mut stream, &mut Passing, pace).await;
     if let Err(error) = &sent {
         stream.send_reset(reason(error));
     }
