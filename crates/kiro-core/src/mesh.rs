@@ -67,6 +67,28 @@ pub struct Service {
     pub endpoints: Vec<SocketAddr>,
     /// Who may read the sidecar's metrics.
     pub metrics: Metrics,
+    /// Where callers find a `protocol: tcp` service on their own loopback, if that is not `app.port`; see [`Service::found_at`].
+    pub local_port: Option<u16>,
+}
+
+impl Service {
+    /// The port of their own loopback at which callers find this service; none where it speaks HTTP, and is called by name.
+    #[must_use]
+    pub fn found_at(&self) -> Option<u16> {
+        (self.app.protocol == Protocol::Tcp).then(|| self.local_port.unwrap_or(self.app.port))
+    }
+}
+
+impl Mesh {
+    /// The tcp services that a line of `allow` lets `caller` reach, each once, with the port of its loopback where it finds them. No
+    /// two have the same port.
+    #[must_use]
+    pub fn local_ports(&self, caller: &ServiceName) -> BTreeMap<&ServiceName, u16> {
+        let reached = self.allow.iter().filter(
+            |line| matches!(&line.from, Source::Service(from) if from == caller && line.to != *caller),
+        );
+        reached.filter_map(|line| Some((&line.to, self.services.get(&line.to)?.found_at()?))).collect()
+    }
 }
 
 /// `app:`

@@ -25,6 +25,11 @@ impl<'n> Spot<'n> {
         Self { at: node.at, path: Path::ROOT, node }
     }
 
+    /// Where the value stands.
+    pub(super) fn value_at(&self) -> Place {
+        self.node.at
+    }
+
     /// Reports the value.
     pub(super) fn wrong(
         &self,

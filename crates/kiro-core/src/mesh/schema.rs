@@ -3,6 +3,7 @@
 //! A section is read to its end though a part of it is wrong, and what depends on a wrong part is not told a second time.
 
 mod allow;
+mod local;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,19 @@ struct DeclaredService {
     tcp: bool,
     /// Where its key `ingress` stands.
     ingress: Option<Place>,
+    /// The ports that it takes in its own pod, and the keys that say so.
+    ports: Vec<(u16, &'static str)>,
+    /// Where its callers find it, if it is `protocol: tcp`.
+    found_at: Option<local::FoundAt>,
+}
+
+/// What the lines of `allow` open.
+#[derive(Default)]
+struct Opened {
+    /// The services that a line from `ingress` names.
+    ingresses: BTreeSet<ServiceName>,
+    /// The tcp services that each service may reach.
+    tcp: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
 }
 
 impl Declared {
@@ -70,13 +84,14 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let fix = "add `services:` with a service below it, like `profile: { app: { port: 8002 } }`";
     // Without services every line of `allow` would be told that it names none.
     let declared = fields.required("services", fix, found, |spot, found| services(&spot, fix, found))?;
-    let mut opened = BTreeSet::new();
+    let mut opened = Opened::default();
     let allow = fields.optional("allow", found, |spot, found| {
         let fix =
             "write lines like `- { from: dashboard, to: profile }`, or leave `allow` out to allow nothing";
         spot.list(fix, found, |line, found| allow::line(&line, &declared, &mut opened, found))
     });
-    check_ingresses(&declared, &opened, &fields, found);
+    check_ingresses(&declared, &opened.ingresses, &fields, found);
+    local::check(&declared, &opened.tcp, found);
     Ok(Mesh {
         trust_domain: trust_domain?,
         signatures: signatures?.unwrap_or_default(),

@@ -91,6 +91,7 @@ services:
     app: { port: 5432, protocol: tcp }
     traffic: { timeout: 250ms }
     metrics: closed
+    local_port: 15432
 allow:
 - from: ingress
   to: web
@@ -111,6 +112,7 @@ allow:
         traffic: Traffic { timeout: Timeout::Off },
         endpoints: vec!["127.0.0.1:15006".parse().unwrap(), "[::1]:443".parse().unwrap()],
         metrics: Metrics::Open,
+        local_port: None,
     };
     assert_eq!(mesh.services["web"], web);
     let db = Service {
@@ -119,6 +121,7 @@ allow:
         traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)) },
         endpoints: Vec::new(),
         metrics: Metrics::Closed,
+        local_port: Some(15432),
     };
     assert_eq!(mesh.services["db"], db);
 }
@@ -138,6 +141,79 @@ fn what_is_left_out_has_its_default() {
         assert_eq!(service.traffic.timeout, Timeout::After(Duration::from_secs(15)));
         assert_eq!((service.metrics, &service.ingress, service.endpoints.len()), (Metrics::Closed, &None, 0));
     }
+}
+
+#[test]
+fn callers_find_tcp_services_on_their_loopback() {
+    let mesh = parse(
+        r#"
+trust_domain: d
+services:
+  web: { app: { port: 80 } }
+  mail: { app: { port: 25, protocol: tcp } }
+  db: { app: { port: 5432, protocol: tcp } }
+  cache: { app: { port: 6379, protocol: tcp }, local_port: 16379 }
+  replica: { app: { port: 5432, protocol: tcp }, local_port: 15432 }
+allow:
+  - { from: web, to: db }
+  - { from: web, to: cache }
+  - { from: web, to: db }
+  - { from: web, to: replica }
+  - { from: replica, to: mail }
+  - { from: db, to: web }
+"#,
+    )
+    .unwrap();
+    let of = |caller: &str| -> Vec<(String, u16)> {
+        let ports = mesh.local_ports(&name(caller));
+        ports.into_iter().map(|(callee, port)| (callee.to_string(), port)).collect()
+    };
+    let pairs = |pairs: &[(&str, u16)]| -> Vec<(String, u16)> {
+        pairs.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect()
+    };
+    assert_eq!(of("web"), pairs(&[("cache", 16379), ("db", 5432), ("replica", 15432)]));
+    // A port below 1024 is where containers may bind it, and where others can't, that is told when it is tried.
+    assert_eq!(of("replica"), pairs(&[("mail", 25)]));
+    // Whom a line does not name, and what speaks HTTP, has no port.
+    assert_eq!((of("cache"), of("db")), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn local_ports_that_collide_are_told_for_each_caller() {
+    // Nobody reaches both `db` and `other`, and `lone` reaches nothing: no ports of theirs collide.
+    check(
+        r#"
+trust_domain: d
+services:
+  web: { app: { port: 5432 }, ingress: { port: 8080, tls_port: 6379 } }
+  job: { app: { port: 8000 } }
+  lone: { app: { port: 5432 } }
+  db: { app: { port: 5432, protocol: tcp } }
+  db2: { app: { port: 5432, protocol: tcp } }
+  cache: { app: { port: 7000, protocol: tcp }, local_port: 6379 }
+  queue: { app: { port: 7000, protocol: tcp }, local_port: 6379 }
+  other: { app: { port: 5432, protocol: tcp } }
+allow:
+  - { from: ingress, to: web }
+  - { from: web, to: db }
+  - { from: web, to: cache }
+  - { from: job, to: db }
+  - { from: job, to: db2 }
+  - { from: job, to: cache }
+  - { from: job, to: queue }
+  - { from: queue, to: other }
+"#,
+        r#"
+line 6, column 22: services.db.app.port: `5432`: `web` is to find `db` at this port of its pod, where it has its own `app.port`
+  fix: write `local_port: ` beside `app`, with a port that is free in the pods of `db`'s callers
+line 7, column 23: services.db2.app.port: `5432`: `job` is to find `db2` at this port of its pod, where it has `db`
+  fix: write `local_port: ` beside `app`, with a port that is free in the pods of `db2`'s callers
+line 8, column 60: services.cache.local_port: `6379`: `web` is to find `cache` at this port of its pod, where it has its own `ingress.tls_port`
+  fix: choose another `local_port`, one that is free in the pods of `cache`'s callers
+line 9, column 60: services.queue.local_port: `6379`: `job` is to find `queue` at this port of its pod, where it has `cache`
+  fix: choose another `local_port`, one that is free in the pods of `queue`'s callers
+"#,
+    );
 }
 
 /// Each change to the sample in `refused.txt` is refused with the words that stand below it. A line `- …` is a text that stands

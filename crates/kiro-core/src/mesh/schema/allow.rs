@@ -1,22 +1,20 @@
 //! What does one line of `allow` say, and can it ever hold?
 
-use std::collections::BTreeSet;
-
 use super::super::problem::{Found, Read};
 use super::super::read::{Fields, Spot};
 use super::super::{Allow, Source};
-use super::{Declared, DeclaredService};
+use super::{Declared, DeclaredService, Opened};
 use crate::identity::ServiceName;
 use crate::path::PathPattern;
 
 /// The word for what comes from outside, as a source.
 const INGRESS: &str = "ingress";
 
-/// Reads one line; `opened` gathers the services that a line from `ingress` names.
+/// Reads one line; `opened` gathers what the lines open.
 pub(super) fn line(
     spot: &Spot<'_>,
     declared: &Declared,
-    opened: &mut BTreeSet<ServiceName>,
+    opened: &mut Opened,
     found: &mut Found,
 ) -> Read<Allow> {
     let fix =
@@ -43,8 +41,14 @@ pub(super) fn line(
         )
     });
     if let Ok((to, service)) = &to {
-        if let Ok(Source::Ingress) = &from {
-            opened.insert((*to).clone());
+        match &from {
+            Ok(Source::Ingress) => {
+                opened.ingresses.insert((*to).clone());
+            }
+            Ok(Source::Service(from)) if service.tcp => {
+                opened.tcp.entry(from.clone()).or_default().insert((*to).clone());
+            }
+            Ok(Source::Service(_)) | Err(_) => {}
         }
         check(&fields, from.as_ref().ok(), to, service, found);
     }

@@ -7,16 +7,19 @@ use super::super::read::{Fields, Spot};
 use super::super::{
     App, AppTls, HeaderCase, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service, Timeout, Traffic,
 };
-use super::DeclaredService;
+use super::{DeclaredService, local};
 use crate::authority;
 
 /// Reads one service.
 pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
     let fix = "write at least `app: { port: 8080 }`, with the port of the application";
-    let keys = ["app", "ingress", "traffic", "endpoints", "metrics"];
+    let keys = ["app", "ingress", "traffic", "endpoints", "metrics", "local_port"];
     let fields = match spot.fields(&keys, fix, found) {
         Ok(fields) => fields,
-        Err(reported) => return DeclaredService { service: Err(reported), tcp: false, ingress: None },
+        Err(reported) => {
+            let service = Err(reported);
+            return DeclaredService { service, tcp: false, ingress: None, ports: Vec::new(), found_at: None };
+        }
     };
     let app =
         fields.required("app", "add `app: { port: 8080 }`, with the port of the application", found, app);
@@ -40,7 +43,11 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
     let metrics = fields.optional("metrics", found, |spot, found| {
         spot.one_of(&[("closed", Metrics::Closed), ("open", Metrics::Open)], found)
     });
-    check_ports(&fields, found);
+    let local_port = fields.optional("local_port", found, |spot, found| {
+        local::port(&spot, app.as_ref().ok().map(|app| app.protocol), found)
+    });
+    let ports = check_ports(&fields, found);
+    let found_at = tcp.then(|| local::found_at(&fields)).flatten();
     let ingress_at = fields.get("ingress").map(|spot| spot.at);
     let service = || {
         Ok(Service {
@@ -49,9 +56,10 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
             traffic: traffic?.unwrap_or_default(),
             endpoints: endpoints?.unwrap_or_default(),
             metrics: metrics?.unwrap_or_default(),
+            local_port: local_port?,
         })
     };
-    DeclaredService { service: service(), tcp, ingress: ingress_at }
+    DeclaredService { service: service(), tcp, ingress: ingress_at, ports, found_at }
 }
 
 fn app(spot: Spot<'_>, found: &mut Found) -> Read<App> {
@@ -137,9 +145,9 @@ fn endpoint(spot: Spot<'_>, found: &mut Found) -> Read<SocketAddr> {
     }
 }
 
-/// Everything in a pod shares its ports, so each is claimed once.
-fn check_ports(fields: &Fields<'_>, found: &mut Found) {
-    let mut taken: Vec<(u16, &str)> = SIDECAR_PORTS.to_vec();
+/// Everything in a pod shares its ports, so each is claimed once. Gives those of the service, with the keys that claim them.
+fn check_ports(fields: &Fields<'_>, found: &mut Found) -> Vec<(u16, &'static str)> {
+    let mut taken = SIDECAR_PORTS.to_vec();
     let keys = [
         ("app", "port", "app.port"),
         ("ingress", "port", "ingress.port"),
@@ -160,4 +168,5 @@ fn check_ports(fields: &Fields<'_>, found: &mut Found) {
             None => taken.push((port, name)),
         }
     }
+    taken.split_off(SIDECAR_PORTS.len())
 }
