@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiro_core::identity::ServiceName;
 use kiro_demo::{JaegerUi, ProxyAddress, Service, TlsMaterial, TlsSource};
-use kiro_proxy::{Listen, MeshSource};
+use kiro_proxy::{Listen, LocalHost, MeshSource};
 use kiro_telemetry::log::{Format, LogSink};
 use kiro_telemetry::trace::{Sampler, ServiceInfo, Tracing};
 use tokio::net::TcpListener;
@@ -93,7 +93,8 @@ impl Ports {
 
     fn listen(self) -> Listen {
         let at = |offset| SocketAddr::new(LOOPBACK, self.base + offset);
-        Listen { admin: at(0), outbound: at(1), inbound: at(6), health: at(7), ingress: LOOPBACK }
+        let local = LocalHost::with_free_ports();
+        Listen { admin: at(0), outbound: at(1), inbound: at(6), health: at(7), ingress: LOOPBACK, local }
     }
 
     fn app(self) -> SocketAddr {

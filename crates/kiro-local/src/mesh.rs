@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -107,6 +108,12 @@ impl LocalMesh {
             sidecars.insert(service.clone(), sidecar);
         }
         Ok(Self { mesh, pki, sidecars })
+    }
+
+    /// Where a service's application finds a tcp service at this moment; none where it may not reach it, or its port can't be bound.
+    #[must_use]
+    pub fn local_address(&self, caller: &str, callee: &str) -> Option<SocketAddr> {
+        self.sidecars.get(caller)?.local_address(callee)
     }
 
     /// Drains all sidecars at once; true where nothing was cut.

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::drain::{Phase, PhaseWatch};
 use crate::limits;
+use crate::local::ports;
 use crate::metrics::Metrics;
 use crate::state::State;
 
@@ -34,6 +35,7 @@ pub(crate) struct View {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) phase: PhaseWatch,
     pub(crate) listeners: Arc<Vec<(&'static str, SocketAddr)>>,
+    pub(crate) local_ports: watch::Receiver<ports::Table>,
 }
 
 /// Whom a listener serves.
@@ -162,6 +164,7 @@ fn config(view: &View) -> Response<Full<Bytes>> {
         "generation": state.generation,
         "signatures": match state.signatures { Signatures::Required => "required", Signatures::Off => "off" },
         "listeners": listeners,
+        "local_ports": local_ports(&view.local_ports.borrow()),
         "certificate": {
             "serial": facts.serial,
             "not_before": facts.not_before.to_string(),
@@ -173,6 +176,15 @@ fn config(view: &View) -> Response<Full<Bytes>> {
         "peers": peers,
     });
     typed(StatusCode::OK, "application/json", format!("{document:#}\n"))
+}
+
+/// Where the application finds each tcp service that it may reach, or why it does not.
+fn local_ports(table: &ports::Table) -> serde_json::Map<String, serde_json::Value> {
+    let show = |port: &ports::Port| match &port.state {
+        Ok(listening) => json!({ "port": port.declared, "address": listening.address.to_string() }),
+        Err(error) => json!({ "port": port.declared, "error": &**error }),
+    };
+    table.iter().map(|(service, port)| (service.to_string(), show(port))).collect()
 }
 
 #[cfg(test)]

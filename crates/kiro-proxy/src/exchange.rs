@@ -127,6 +127,10 @@ pub(crate) struct Exchange {
     trace: TraceContext,
     websocket: bool,
     grpc: bool,
+    /// How a tunnel or upgraded stream ended.
+    ended: Option<&'static str>,
+    /// The protocol, where that is not the version of HTTP that the request came by.
+    protocol: Option<&'static str>,
 }
 
 impl Exchange {
@@ -164,6 +168,8 @@ impl Exchange {
             trace,
             websocket: false,
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
+            ended: None,
+            protocol: None,
         }
     }
 
@@ -278,10 +284,18 @@ impl Exchange {
         }
     }
 
-    /// Notes that an open stream was cut, since the policy no longer allows it.
-    pub(crate) fn cut(&mut self) {
-        self.cause = Cow::Borrowed("cut: the policy no longer allows it");
-        self.policy = "cut";
+    /// Notes how an open stream ended: `cut` where the policy no longer allowed it.
+    pub(crate) fn ended(&mut self, how: &'static str) {
+        if how == "cut" {
+            self.cause = Cow::Borrowed("cut: the policy no longer allows it");
+            self.policy = "cut";
+        }
+        self.ended = Some(how);
+    }
+
+    /// Notes that the application connected to a local port, without HTTP.
+    pub(crate) fn without_http(&mut self) {
+        self.protocol = Some("TCP");
     }
 
     /// Whether the request came from the application.
@@ -375,7 +389,7 @@ impl Drop for Exchange {
             },
             method: self.method(),
             path: self.target.as_ref().map_or("", PathAndQuery::path),
-            protocol: protocol(self.version),
+            protocol: self.protocol.unwrap_or_else(|| protocol(self.version)),
             status,
             reject: self.reject,
             reject_cause: (!self.cause.is_empty()).then_some(&*self.cause),
@@ -384,6 +398,7 @@ impl Drop for Exchange {
             policy_denial: self.denial.map(Denial::code),
             bytes_in,
             bytes_out: self.bytes_out,
+            ended: self.ended,
             duration,
             upstream: self.upstream,
             attempts: self.attempts,

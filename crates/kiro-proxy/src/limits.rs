@@ -133,8 +133,24 @@ pub(crate) const ATTEMPTS: u32 = 3;
 /// How long a finished access line may wait in a worker's buffer.
 pub(crate) const LOG_FLUSH: Duration = Duration::from_millis(20);
 
-/// Buffer of each direction of a tunnel.
+/// Buffer of each direction of an ingress client's tunnel.
 pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
+
+/// Bytes that a worker reads at once from a tunnel's socket: enough for one system call to carry four of TLS's records.
+pub(crate) const TUNNEL_READ: usize = 64 * 1024;
+
+/// A read below this size is copied into memory of its own. Above it the worker's buffer itself goes on, so that what waits for a peer's
+/// window holds at most four times its own size.
+pub(crate) const TUNNEL_COPY: usize = TUNNEL_READ / 4;
+
+/// Pieces of an HTTP/2 stream that go into a tunnel's socket with one system call.
+pub(crate) const TUNNEL_PIECES: usize = 16;
+
+/// How often a local port that can't be had is tried again.
+pub(crate) const BIND_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the workers may take to let go of a local port before another service's turn at it; they take microseconds.
+pub(crate) const UNBIND: Duration = Duration::from_secs(1);
 
 /// How often the mesh file is looked at. Changes hold within a second; notifications do not cross every kind of mount.
 pub(crate) const FILES_EVERY: Duration = Duration::from_millis(300);

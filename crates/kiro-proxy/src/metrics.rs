@@ -63,6 +63,7 @@ pub(crate) struct Metrics {
     /// Connections turned away because a listener was full.
     pub(crate) connections_refused: Arc<Counter>,
     certificate_expiry_unix_s: Arc<AtomicU64>,
+    local_ports_failed: Arc<AtomicU64>,
 }
 
 impl Metrics {
@@ -76,6 +77,7 @@ impl Metrics {
             library_answers: Arc::default(),
             connections_refused: Arc::default(),
             certificate_expiry_unix_s: Arc::default(),
+            local_ports_failed: Arc::default(),
         });
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register_collector(Box::new(EdgeCollector {
@@ -87,6 +89,7 @@ impl Metrics {
         let (library, refused) =
             (Arc::clone(&metrics.library_answers), Arc::clone(&metrics.connections_refused));
         let expiry = Arc::clone(&metrics.certificate_expiry_unix_s);
+        let local_ports_failed = Arc::clone(&metrics.local_ports_failed);
         let mut register = |kind, name, help, read: Box<dyn Fn() -> u64 + Send + Sync>| {
             register_number(&mut registry, kind, name, help, move || number(read()));
         };
@@ -107,6 +110,12 @@ impl Metrics {
             "kiro_certificate_expiry_timestamp_seconds",
             "When the sidecar's certificate ends, in seconds since 1970",
             Box::new(move || expiry.load(Ordering::Relaxed)),
+        );
+        register(
+            NumberKind::Gauge,
+            "kiro_local_ports_failed",
+            "Ports of the pod's loopback that lead to tcp services and can't be bound",
+            Box::new(move || local_ports_failed.load(Ordering::Relaxed)),
         );
         register(
             NumberKind::Counter,
@@ -148,6 +157,11 @@ impl Metrics {
     /// Notes when the certificate ends.
     pub(crate) fn certificate_ends(&self, unix_seconds: u64) {
         self.certificate_expiry_unix_s.store(unix_seconds, Ordering::Relaxed);
+    }
+
+    /// Notes how many local ports can't be bound.
+    pub(crate) fn local_ports_failed(&self, count: usize) {
+        self.local_ports_failed.store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Counts a finished request.

@@ -171,18 +171,29 @@ async fn story(
         plan.head.headers.insert(fields::INTERIM.clone(), HeaderValue::from_static("103"));
     }
     let mut payload = Payload::of(&mut plan, body, exchange).await?;
-    let addresses = addresses(worker, &plan, exchange).await?;
+    match deliver(worker, &plan, &mut payload, exchange, &interim).await? {
+        Sent { response, send: None, slot, upload } => Ok(Answered::Response(response, slot, upload)),
+        Sent { response, send: Some(send), slot, .. } => {
+            accepted(worker, &plan, response, send, slot, upgrade)
+        }
+    }
+}
+
+/// Sends a planned request to one of its service's addresses after the other, until one answers or no attempt is left.
+pub(crate) async fn deliver(
+    worker: &Rc<Worker>,
+    plan: &Plan,
+    payload: &mut Payload,
+    exchange: &mut Exchange,
+    interim: &Interim<'_>,
+) -> Result<Sent, Refused> {
+    let addresses = addresses(worker, plan, exchange).await?;
     let mut attempts = Attempts::new(Rc::clone(&addresses), worker.names.turn(addresses.len()));
     loop {
         let address = attempts.next()?;
         exchange.attempt();
-        match attempt(worker, &plan, &mut payload, address, exchange, &interim).await {
-            Ok(Sent { response, send: None, slot, upload }) => {
-                return Ok(Answered::Response(response, slot, upload));
-            }
-            Ok(Sent { response, send: Some(send), slot, .. }) => {
-                return accepted(worker, &plan, response, send, slot, upgrade);
-            }
+        match attempt(worker, plan, payload, address, exchange, interim).await {
+            Ok(sent) => return Ok(sent),
             Err(failure) => {
                 note(worker, exchange, plan.peer, address, &failure);
                 attempts.settle(failure, payload.is_whole())?;
@@ -213,10 +224,10 @@ async fn addresses(
 }
 
 /// A request that was answered; the sending half stays open where the request became a stream.
-struct Sent {
-    response: Response<RecvStream>,
-    send: Option<h2::SendStream<Bytes>>,
-    slot: Slot,
+pub(crate) struct Sent {
+    pub(crate) response: Response<RecvStream>,
+    pub(crate) send: Option<h2::SendStream<Bytes>>,
+    pub(crate) slot: Slot,
     upload: Option<Upload>,
 }
 
@@ -377,7 +388,7 @@ fn open(worker: Rc<Worker>, stream: Stream, mut exchange: Exchange) -> Response<
 }
 
 /// Cleans a peer's answer and notes whether its sidecar, rather than its application, gave it.
-fn tidy(headers: &mut HeaderMap, exchange: &mut Exchange) -> Option<Reject> {
+pub(crate) fn tidy(headers: &mut HeaderMap, exchange: &mut Exchange) -> Option<Reject> {
     headers::response(headers, true);
     let code = headers.get(&fields::REJECT).and_then(|code| reject::known_code(code.as_bytes()))?;
     exchange.peer_reject(code);

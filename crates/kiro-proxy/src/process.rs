@@ -14,7 +14,7 @@ use kiro_tls::SidecarSource;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::pod::{PodEvent, watch_pod};
-use crate::settings::{Listen, MeshSource, PEER_PORT, Settings, default_workers};
+use crate::settings::{Listen, LocalHost, MeshSource, PEER_PORT, Settings, default_workers};
 use crate::sidecar::{FLUSH, Sidecar};
 
 /// Kiro's sidecar: mutual TLS, signatures, policy and traces for one service.
@@ -38,6 +38,9 @@ pub struct Arguments {
     /// The address of the ingress; its ports are in the mesh file.
     #[arg(long, env = "KIRO_INGRESS_HOST", default_value_t = Listen::default().ingress)]
     ingress_host: IpAddr,
+    /// Where the application finds tcp services, a loopback address; their ports are in the mesh file.
+    #[arg(long, env = "KIRO_LOCAL_HOST", default_value = "127.0.0.1", value_parser = local_host)]
+    local_host: LocalHost,
     /// Where admin listens.
     #[arg(long, env = "KIRO_ADMIN_ADDR", default_value_t = Listen::default().admin)]
     admin_addr: SocketAddr,
@@ -69,6 +72,14 @@ pub struct Arguments {
 
 fn service(text: &str) -> Result<ServiceName, String> {
     ServiceName::parse(text).map_err(|error| error.to_string())
+}
+
+fn local_host(text: &str) -> Result<LocalHost, String> {
+    let address = text.parse().map_err(|error: std::net::AddrParseError| error.to_string())?;
+    LocalHost::new(address).ok_or_else(|| {
+        "not a loopback address: whoever connects there passes for the application; write 127.0.0.1"
+            .to_owned()
+    })
 }
 
 fn workers(text: &str) -> Result<usize, String> {
@@ -153,6 +164,7 @@ fn settings(arguments: Arguments) -> Settings {
             outbound: arguments.outbound_addr,
             inbound: arguments.inbound_addr,
             ingress: arguments.ingress_host,
+            local: arguments.local_host,
             admin: arguments.admin_addr,
             health: arguments.health_addr,
         },

@@ -54,6 +54,8 @@ pub struct Listen {
     pub inbound: SocketAddr,
     /// The host of the ingress; its ports are in the mesh file.
     pub ingress: IpAddr,
+    /// Where the application finds the tcp services that it may reach; their ports are in the mesh file.
+    pub local: LocalHost,
     /// Admin, read only.
     pub admin: SocketAddr,
     /// `/live` and `/ready` for others.
@@ -68,9 +70,43 @@ impl Default for Listen {
             outbound: SocketAddr::new(loopback, 15001),
             inbound: SocketAddr::new(any, 15006),
             ingress: any,
+            local: LocalHost::default(),
             admin: SocketAddr::new(loopback, 15000),
             health: SocketAddr::new(any, 15020),
         }
+    }
+}
+
+/// Where the application finds tcp services. Always loopback: whoever connects there passes for the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalHost {
+    address: IpAddr,
+    free_ports: bool,
+}
+
+impl LocalHost {
+    /// The mesh file's ports at a loopback address; none where it is another one.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Option<Self> {
+        address.is_loopback().then_some(Self { address, free_ports: false })
+    }
+
+    /// Any free ports of 127.0.0.1 in the place of the mesh file's, for meshes whose pods share one network namespace;
+    /// [`crate::Sidecar::local_address`] tells them.
+    #[must_use]
+    pub fn with_free_ports() -> Self {
+        Self { free_ports: true, ..Self::default() }
+    }
+
+    /// What to bind for a port of the mesh file.
+    pub(crate) fn at(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address, if self.free_ports { 0 } else { port })
+    }
+}
+
+impl Default for LocalHost {
+    fn default() -> Self {
+        Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), free_ports: false }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::admin::{self, Audience, View};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
 use crate::listen::{self, BindError, Bound};
+use crate::local::ports;
 use crate::metrics::Metrics;
 use crate::settings::{MeshSource, Settings};
 use crate::state::{State, StateError};
@@ -93,6 +94,7 @@ pub struct Sidecar {
     addresses: Addresses,
     settings: Arc<Settings>,
     quiet: mpsc::Receiver<bool>,
+    local_ports: watch::Receiver<ports::Table>,
 }
 
 /// Where a sidecar listens.
@@ -129,6 +131,7 @@ impl Sidecar {
         let (states, states_seen) = watch::channel(Arc::new(state));
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let phase_seen = PhaseWatch(phase_seen);
+        let local_ports = ports::start(Arc::clone(&settings), Arc::clone(&metrics), states_seen.clone());
         let follower = Follower {
             settings: Arc::clone(&settings),
             identity,
@@ -148,20 +151,32 @@ impl Sidecar {
             resolver: Resolver::start(),
             phase: phase_seen.clone(),
         };
-        let view =
-            View { states: states_seen, metrics, phase: phase_seen, listeners: Arc::new(addresses.named()) };
+        let view = View {
+            states: states_seen,
+            metrics,
+            phase: phase_seen,
+            listeners: Arc::new(addresses.named()),
+            local_ports: local_ports.clone(),
+        };
         let (threads, quiet) = listeners.spawn(parts, view)?;
         tracing::info!(
             target: "kiro::start", service = %settings.service, outbound = %addresses.outbound, inbound = %addresses.inbound,
             admin = %addresses.admin, workers = settings.workers, "sidecar is ready"
         );
-        Ok(Self { phase, threads, addresses, settings, quiet })
+        Ok(Self { phase, threads, addresses, settings, quiet, local_ports })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Where the application finds a tcp service at this moment; none where it may not reach it, or its port can't be bound.
+    #[must_use]
+    pub fn local_address(&self, service: &str) -> Option<SocketAddr> {
+        let table = self.local_ports.borrow();
+        table.get(service)?.state.as_ref().ok().map(|listening| listening.address)
     }
 
     /// Drains and ends it: no new inbound connections, what is under way ends, the application's calls go out until nothing is
@@ -254,6 +269,8 @@ impl Listeners {
                 inbound: inbound.next(),
                 ingress: ingress.next(),
                 ingress_tls: ingress_tls.next(),
+                local_ports: view.local_ports.clone(),
+                number,
             };
             let (parts, quiet) = (Arc::clone(&parts), quiet.clone());
             let builder = thread::Builder::new().name(format!("kiro-worker-{number}"));
@@ -279,6 +296,9 @@ struct Sockets {
     inbound: Option<std::net::TcpListener>,
     ingress: Option<std::net::TcpListener>,
     ingress_tls: Option<std::net::TcpListener>,
+    local_ports: watch::Receiver<ports::Table>,
+    /// The worker's own number.
+    number: usize,
 }
 
 /// One worker's life.
@@ -293,6 +313,7 @@ async fn work(parts: &Parts, sockets: Sockets, quiet: mpsc::Sender<bool>) {
     if let Some(listener) = listen(sockets.outbound) {
         tokio::task::spawn_local(listen::accept(worker.clone(), listener, Phase::Stopped, outbound::serve));
     }
+    tokio::task::spawn_local(ports::follow(worker.clone(), sockets.local_ports, sockets.number));
     if let Some(listener) = listen(sockets.ingress) {
         tokio::task::spawn_local(listen::accept(
             worker.clone(),

@@ -34,6 +34,8 @@ pub(crate) struct Peer {
     pub(crate) endpoints: Arc<[SocketAddr]>,
     /// What its application speaks.
     pub(crate) protocol: Protocol,
+    /// The port of our loopback that leads there, where it is a tcp service that a line of the policy lets us reach.
+    pub(crate) local_port: Option<u16>,
     /// How long an answer's head may take.
     pub(crate) timeout: Timeout,
     /// Counts of the edge to it.
@@ -201,6 +203,7 @@ impl State {
 }
 
 fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics) -> Vec<Peer> {
+    let local_ports = mesh.local_ports(me);
     mesh.services
         .iter()
         .filter(|(name, _)| *name != me)
@@ -212,6 +215,7 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics) -> Vec<Peer> {
                 name: name.clone(),
                 endpoints: service.endpoints.clone().into(),
                 protocol: service.app.protocol,
+                local_port: local_ports.get(name).copied(),
                 timeout: service.traffic.timeout,
                 metrics: metrics.edge(me.as_str(), name.as_str()),
             })

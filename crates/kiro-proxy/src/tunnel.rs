@@ -6,24 +6,24 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Response};
-use kiro_core::mesh::Timeout;
 use kiro_core::policy::{Call, CallKind, Caller, Verdict};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::app::{self, AppStream};
-use crate::body::BodyError;
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress};
-use crate::limits;
+use crate::flow::{self, Broke};
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
-use crate::send::send_data;
 use crate::state::Snapshot;
 use crate::worker::Worker;
 
@@ -62,6 +62,8 @@ type Register = Rc<RefCell<HashMap<u64, (Claim, Rc<Notify>)>>>;
 pub(crate) struct Tunnels {
     open: Register,
     next: Cell<u64>,
+    /// What their sockets are read into, one system call at a time.
+    lent: RefCell<BytesMut>,
 }
 
 /// A tunnel's place in the register, left when it is dropped.
@@ -80,7 +82,7 @@ impl Drop for Registered {
 impl Tunnels {
     /// An empty register.
     pub(crate) fn new() -> Self {
-        Self { open: Rc::default(), next: Cell::new(0) }
+        Self { open: Rc::default(), next: Cell::new(0), lent: RefCell::default() }
     }
 
     /// Registers a tunnel and judges it under the state of this moment, which may be newer than its request's: registering
@@ -119,9 +121,11 @@ enum End {
     /// Both sides were done.
     Finished,
     /// One side failed.
-    Broken,
+    Broken(Broke),
     /// The policy no longer allows it.
     Cut,
+    /// The sidecar ends.
+    Stopped,
 }
 
 /// A tunnel that the application has accepted.
@@ -179,39 +183,77 @@ pub(crate) async fn inbound(
     let Ok(send) = respond.send_response(accepted.answer, false) else { return };
     let streams = (accepted.recv, send);
     match accepted.io {
-        Io::Tcp(io) => join(worker, io, streams, &accepted.registered, exchange).await,
+        Io::Tcp(io) => join_tcp(worker, io, streams, &accepted.registered, exchange).await,
         Io::WebSocket(io) => join(worker, io, streams, &accepted.registered, exchange).await,
     }
 }
 
-/// Moves bytes between a byte stream and an HTTP/2 stream, both ways, until both have ended or the tunnel is cut.
+/// Moves bytes between a connection and an HTTP/2 stream, both ways, until both have ended or the tunnel is cut.
+///
+/// An end that is none of the two sides' own reaches both as a reset: neither must take it for the other's word that all was said.
+pub(crate) async fn join_tcp(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    streams: (RecvStream, SendStream<Bytes>),
+    registered: &Registered,
+    exchange: Exchange,
+) {
+    if both_ways(worker, stream.split(), streams, registered, exchange).await != End::Finished {
+        reset(stream);
+    }
+}
+
+/// The same for a connection that spoke HTTP before.
 pub(crate) async fn join<IO>(
     worker: &Rc<Worker>,
     io: IO,
-    (recv, mut send): (RecvStream, SendStream<Bytes>),
+    streams: (RecvStream, SendStream<Bytes>),
     registered: &Registered,
-    mut exchange: Exchange,
+    exchange: Exchange,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    both_ways(worker, tokio::io::split(io), streams, registered, exchange).await;
+}
+
+async fn both_ways<R, W>(
+    worker: &Rc<Worker>,
+    (read, write): (R, W),
+    (recv, mut send): (RecvStream, SendStream<Bytes>),
+    registered: &Registered,
+    mut exchange: Exchange,
+) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let (from_stream, to_stream) = (Progress::new(), Progress::new());
-    let inward = exchange.is_outbound();
-    exchange.request_body(Rc::clone(if inward { &to_stream } else { &from_stream }));
-    let (read, write) = tokio::io::split(io);
-    let both = async {
-        let down = stream_to_io(recv, write, &from_stream);
-        let up = io_to_stream(read, &mut send, &to_stream);
-        both_halves(down, &from_stream, up, &to_stream).await
-    };
-    let end = until_cut(worker, both, registered).await;
+    let outward = exchange.is_outbound();
+    exchange.request_body(Rc::clone(if outward { &to_stream } else { &from_stream }));
+    let down = flow::stream_to_io(recv, write, &from_stream);
+    let up = flow::io_to_stream(read, &mut send, &worker.tunnels.lent, &to_stream);
+    let end = until_cut(worker, flow::both_halves(down, &from_stream, up, &to_stream), registered).await;
     if end != End::Finished {
         send.send_reset(Reason::CANCEL);
     }
-    let answered = if inward { &from_stream } else { &to_stream };
+    let answered = if outward { &from_stream } else { &to_stream };
     exchange.response_bytes(usize::try_from(answered.bytes.get()).unwrap_or(usize::MAX));
-    if end == End::Cut {
-        exchange.cut();
-    }
+    exchange.ended(match end {
+        End::Broken(Broke::Io) if outward => "client_reset",
+        End::Broken(Broke::Io) => "app_reset",
+        End::Broken(Broke::Stream) => "peer_reset",
+        End::Broken(Broke::Idle) => "idle",
+        End::Finished => "finished",
+        End::Cut => "cut",
+        End::Stopped => "stopped",
+    });
+    end
+}
+
+/// Ends a connection so that its other end can't take it for an end that was meant.
+pub(crate) fn reset(stream: TcpStream) {
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
 }
 
 /// Moves bytes between two byte streams: an ingress client and the application.
@@ -229,106 +271,28 @@ pub(crate) async fn join_bytes<A, B>(
     exchange.request_body(Rc::clone(&from_client));
     let ((client_read, client_write), (app_read, app_write)) =
         (tokio::io::split(client), tokio::io::split(app));
-    let both = async {
-        let up = io_to_io(client_read, app_write, &from_client);
-        let down = io_to_io(app_read, client_write, &from_app);
-        both_halves(up, &from_client, down, &from_app).await
-    };
+    let up = flow::io_to_io(client_read, app_write, &from_client);
+    let down = flow::io_to_io(app_read, client_write, &from_app);
+    let both = flow::both_halves(up, &from_client, down, &from_app);
     let end = until_cut(worker, both, registered).await;
     exchange.response_bytes(usize::try_from(from_app.bytes.get()).unwrap_or(usize::MAX));
-    if end == End::Cut {
-        exchange.cut();
-    }
+    exchange.ended(match end {
+        End::Broken(Broke::Idle) => "idle",
+        End::Broken(Broke::Io | Broke::Stream) => "reset",
+        End::Finished => "finished",
+        End::Cut => "cut",
+        End::Stopped => "stopped",
+    });
 }
 
-/// Runs both halves of a tunnel. Once one has ended, the other must move something now and then: with nobody left who would end it,
-/// it would stay for good.
-async fn both_halves(
-    one: impl Future<Output = Result<(), BodyError>>,
-    one_moved: &Progress,
-    other: impl Future<Output = Result<(), BodyError>>,
-    other_moved: &Progress,
+async fn until_cut(
+    worker: &Rc<Worker>,
+    both: impl Future<Output = Result<(), Broke>>,
+    registered: &Registered,
 ) -> End {
-    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let bound = Timeout::After(limits::HALF_CLOSED_IDLE);
-    let rest = tokio::select! {
-        ended = &mut one => match ended {
-            Ok(()) => app::within(bound, Some(other_moved), other).await,
-            Err(error) => Some(Err(error)),
-        },
-        ended = &mut other => match ended {
-            Ok(()) => app::within(bound, Some(one_moved), one).await,
-            Err(error) => Some(Err(error)),
-        },
-    };
-    if matches!(rest, Some(Ok(()))) { End::Finished } else { End::Broken }
-}
-
-async fn until_cut(worker: &Rc<Worker>, both: impl Future<Output = End>, registered: &Registered) -> End {
     tokio::select! {
-        end = both => end,
+        ended = both => ended.map_or_else(End::Broken, |()| End::Finished),
         () = registered.cut.notified() => End::Cut,
-        () = worker.phase.reached(Phase::Stopped) => End::Broken,
-    }
-}
-
-async fn stream_to_io<W>(mut recv: RecvStream, mut write: W, progress: &Progress) -> Result<(), BodyError>
-where
-    W: AsyncWrite + Unpin,
-{
-    while let Some(piece) = recv.data().await {
-        let piece = piece?;
-        write.write_all(&piece).await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
-        write.flush().await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?;
-        recv.flow_control().release_capacity(piece.len())?;
-        progress.moved(piece.len());
-    }
-    // The other side has ended its half; ours goes on.
-    write.shutdown().await.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))
-}
-
-async fn io_to_stream<R>(
-    mut read: R,
-    send: &mut SendStream<Bytes>,
-    progress: &Progress,
-) -> Result<(), BodyError>
-where
-    R: AsyncRead + Unpin,
-{
-    let mut buffer = BytesMut::new();
-    loop {
-        buffer.reserve(limits::TUNNEL_BUFFER);
-        // A peer that resets the stream is noticed while the other end is silent.
-        let count = tokio::select! {
-            count = read.read_buf(&mut buffer) => count.map_err(|_| BodyError::Stream(Reason::CANCEL.into()))?,
-            _ = std::future::poll_fn(|cx| send.poll_reset(cx)) => return Err(BodyError::Stream(Reason::CANCEL.into())),
-        };
-        if count == 0 {
-            send.send_data(Bytes::new(), true)?;
-            return Ok(());
-        }
-        let piece = buffer.split().freeze();
-        progress.moved(piece.len());
-        // A tunnel may stand still for as long as its ends like, a full window included.
-        send_data(send, piece, false, None).await?;
-    }
-}
-
-async fn io_to_io<R, W>(mut read: R, mut write: W, progress: &Progress) -> Result<(), BodyError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let broken = |_| BodyError::Stream(Reason::CANCEL.into());
-    let mut buffer = BytesMut::with_capacity(limits::TUNNEL_BUFFER);
-    loop {
-        buffer.reserve(limits::TUNNEL_BUFFER);
-        if read.read_buf(&mut buffer).await.map_err(broken)? == 0 {
-            return write.shutdown().await.map_err(broken);
-        }
-        let piece = buffer.split();
-        write.write_all(&piece).await.map_err(broken)?;
-        write.flush().await.map_err(broken)?;
-        progress.moved(piece.len());
+        () = worker.phase.reached(Phase::Stopped) => End::Stopped,
     }
 }

@@ -129,6 +129,7 @@ impl Worker {
             policy_denial: None,
             bytes_in: 0,
             bytes_out: 0,
+            ended: None,
             duration: Duration::ZERO,
             upstream: None,
             attempts: 0,

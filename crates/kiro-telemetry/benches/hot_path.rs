@@ -96,6 +96,7 @@ fn record() -> AccessRecord<'static> {
         policy_denial: None,
         bytes_in: 0,
         bytes_out: 1234,
+        ended: None,
         duration: Duration::from_micros(1234),
         upstream: Some(([127, 0, 0, 1], 8002).into()),
         attempts: 1,

@@ -50,6 +50,8 @@ pub struct AccessRecord<'a> {
     pub bytes_in: u64,
     /// Body bytes of the answer.
     pub bytes_out: u64,
+    /// How a tunnel or WebSocket ended: `finished`, `client_reset`, `app_reset`, `peer_reset`, `reset`, `idle`, `cut` or `stopped`.
+    pub ended: Option<&'a str>,
     /// From the request's head to the answer's end.
     pub duration: Duration,
     /// Where the request was sent.
@@ -106,6 +108,9 @@ impl AccessRecord<'_> {
         }
         integer(out, br#","bytes_in":"#, self.bytes_in);
         integer(out, br#","bytes_out":"#, self.bytes_out);
+        if let Some(ended) = self.ended {
+            optional(out, br#","ended":""#, ended);
+        }
         integer(out, br#","duration_us":"#, micros(self.duration));
         if let Some(upstream) = self.upstream {
             out.extend_from_slice(br#","upstream":""#);
@@ -177,6 +182,9 @@ impl AccessRecord<'_> {
         json::write_integer(out, self.bytes_in);
         out.extend_from_slice(b" out=");
         json::write_integer(out, self.bytes_out);
+        if let Some(ended) = self.ended {
+            pair(out, " ended=", ended);
+        }
         if let Some(upstream) = self.upstream {
             out.extend_from_slice(b" upstream=");
             write_address(out, upstream);
@@ -280,6 +288,7 @@ mod tests {
             policy_denial: None,
             bytes_in: 0,
             bytes_out: u64::MAX,
+            ended: None,
             duration: Duration::from_micros(1_234),
             upstream: Some(([127, 0, 0, 1], 8002).into()),
             attempts: 1,
@@ -362,12 +371,13 @@ mod tests {
             signature: hostile,
             policy: hostile,
             policy_denial: Some(hostile),
+            ended: Some(hostile),
             ..record()
         };
         let json = line(&every_string_hostile);
         let value: Value = serde_json::from_str(&json).unwrap();
         let strings = value.as_object().unwrap().values().filter(|value| **value == json!(hostile));
-        assert_eq!(strings.count(), 14);
+        assert_eq!(strings.count(), 15);
         let mut pretty = Vec::new();
         every_string_hostile.write_pretty(false, &mut pretty);
         for line in [json, String::from_utf8(pretty).unwrap()] {

@@ -243,6 +243,7 @@ fn access_record() -> AccessRecord<'static> {
         policy_denial: None,
         bytes_in: 0,
         bytes_out: 0,
+        ended: None,
         duration: Duration::ZERO,
         upstream: None,
         attempts: 1,

@@ -27,6 +27,7 @@ mod requests;
 mod signatures;
 mod smuggling;
 mod streams;
+mod tcp;
 mod tls;
 mod traces;
 mod tunnels;

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kiro_core::identity::ServiceName;
 use kiro_local::{LocalMesh, MeshOptions};
-use kiro_proxy::{Addresses, Listen, MeshSource};
+use kiro_proxy::{Addresses, Listen, LocalHost, MeshSource};
 use kiro_telemetry::log::{EventLayer, Format, LogSink};
 use kiro_telemetry::trace::Tracing;
 use tempfile::TempDir;
@@ -103,6 +103,11 @@ impl World {
 
     /// The same, with traces.
     pub(crate) async fn start_with(spec: Spec, tracing: Tracing) -> Self {
+        Self::start_as(spec, tracing, 1, LocalHost::with_free_ports()).await
+    }
+
+    /// The same, with so many workers each, and tcp services where `local` says.
+    pub(crate) async fn start_as(spec: Spec, tracing: Tracing, workers: usize, local: LocalHost) -> Self {
         let ports: BTreeMap<&'static str, Ports> = spec
             .services
             .iter()
@@ -122,6 +127,7 @@ impl World {
                     outbound: at(0),
                     inbound: at(ports.inbound),
                     ingress: LOOPBACK,
+                    local,
                     admin: at(0),
                     health: at(0),
                 };
@@ -135,7 +141,7 @@ impl World {
             log: sink,
             log_format: Format::Json,
             tracing: &|_| tracing.clone(),
-            workers: 1,
+            workers,
             drain_timeout: Duration::from_secs(2),
         })
         .await
@@ -173,6 +179,11 @@ impl World {
     /// Where a sidecar listens.
     pub(crate) fn addresses(&self, service: &str) -> &Addresses {
         self.mesh.sidecars.get(service).unwrap().addresses()
+    }
+
+    /// Where a service's application finds a tcp service.
+    pub(crate) fn local(&self, caller: &str, callee: &str) -> SocketAddr {
+        self.mesh.local_address(caller, callee).unwrap_or_else(|| panic!("{caller} has no port for {callee}"))
     }
 
     /// Takes an application's port, for one that does not speak HTTP.
@@ -327,6 +338,12 @@ impl Answer {
     pub(crate) fn verdict(&self) -> (u16, Option<&str>) {
         (self.status, self.header("x-kiro-reject"))
     }
+}
+
+/// Ports that nobody has to know beforehand.
+pub(crate) fn anywhere() -> Listen {
+    let (outbound, inbound, admin, health) = (at(0), at(0), at(0), at(0));
+    Listen { outbound, inbound, ingress: LOOPBACK, local: LocalHost::with_free_ports(), admin, health }
 }
 
 /// What a [`World::recorder`] application has seen.

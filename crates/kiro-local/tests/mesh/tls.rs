@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kiro_core::identity::{SpiffeId, TrustDomain};
 use kiro_pki::{Authority, LeafSpec};
-use kiro_proxy::{Listen, MeshSource, PEER_PORT, Settings, Sidecar};
+use kiro_proxy::{MeshSource, PEER_PORT, Settings, Sidecar};
 use kiro_telemetry::log::{Format, LogSink};
 use kiro_telemetry::trace::Tracing;
 use kiro_tls::{Material, SidecarFiles, SidecarSource};
@@ -22,7 +22,7 @@ use crate::hostile::{
     Body, Draft, HTTP1, Leaf, MESH, NO_ALPN, OLD_TLS, Peer, Speaks, client, handshake, name, other_authority,
     secrets, server, sidecar, spec,
 };
-use crate::support::{Answer, Logs, PATIENCE, Spec, World, events, eventually};
+use crate::support::{Answer, Logs, PATIENCE, Spec, World, anywhere, events, eventually};
 
 /// The one line of a handshake that ended badly, by the addresses of its connection.
 async fn refusal(events: &Logs, what: &str, fits: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
@@ -390,7 +390,7 @@ async fn another_caller(world: &World, issuer: &Authority, spec: &LeafSpec) -> S
         service: name("caller"),
         identity: SidecarSource::Memory(files),
         mesh: MeshSource::Directory(world.mesh_file().parent().unwrap().to_owned()),
-        listen: Listen { outbound: at, inbound: at, ingress: at.ip(), admin: at, health: at },
+        listen: anywhere(),
         peer_port: PEER_PORT,
         app_host: at.ip(),
         workers: 1,
