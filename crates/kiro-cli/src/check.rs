@@ -7,6 +7,7 @@
 
 mod access;
 mod host;
+mod local;
 mod pod;
 mod report;
 

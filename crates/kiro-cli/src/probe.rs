@@ -43,6 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How much of an answer is read: its status line and a word.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
+/// The same where the answer is all that the sidecar runs with, of a mesh of any size that its file may have.
+#[cfg(feature = "sidecar")]
+const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 /// Asks, and says what came out.
 pub(crate) fn run(arguments: &Arguments) -> u8 {
     let outcome = match arguments.what {
@@ -66,9 +70,20 @@ pub(crate) fn reach(address: SocketAddr) -> Result<String, String> {
     }
 }
 
-/// What a sidecar's admin port answers, in one line.
+/// What a sidecar's admin port answers.
 pub(crate) fn ask(address: SocketAddr, path: &str) -> Result<String, String> {
-    let answer = get(address, path).map_err(|error| {
+    ask_for(address, path, ANSWER_BYTES_MAX)
+}
+
+/// What a sidecar runs with.
+#[cfg(feature = "sidecar")]
+pub(crate) fn config(address: SocketAddr) -> Result<serde_json::Value, String> {
+    let text = ask_for(address, "/config", CONFIG_BYTES_MAX)?;
+    serde_json::from_str(&text).map_err(|error| format!("{address}/config can't be read: {error}"))
+}
+
+fn ask_for(address: SocketAddr, path: &str, bytes_max: u64) -> Result<String, String> {
+    let answer = get(address, path, bytes_max).map_err(|error| {
         format!("no sidecar answers at {address}: {error}; its log says why it is not up")
     })?;
     let status = answer.split_ascii_whitespace().nth(1).unwrap_or_default();
@@ -80,7 +95,7 @@ pub(crate) fn ask(address: SocketAddr, path: &str) -> Result<String, String> {
     }
 }
 
-fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+fn get(address: SocketAddr, path: &str, bytes_max: u64) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -88,6 +103,6 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    stream.take(bytes_max).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use super::Arguments;
 use super::access::{Ids, may_read};
+use super::local;
 use super::report::Report;
 use crate::place::{mesh_file, read_mesh};
 
@@ -25,6 +26,7 @@ pub(super) fn check(arguments: &Arguments, report: &mut Report) {
         Ok(mesh) => {
             let (services, lines) = (mesh.services.len(), mesh.allow.len());
             report.good(format!("{}: {services} services, {lines} allow lines", file.display()));
+            local::declared(&mesh, report);
             certificates(&mesh, arguments, &env, &file, report);
         }
         Err(failure) => report.bad(failure.what, failure.fix),

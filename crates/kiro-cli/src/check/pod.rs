@@ -14,8 +14,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::host;
 use super::report::Report;
+use super::{host, local};
 use crate::place::{Own, Place};
 use crate::probe;
 
@@ -82,6 +82,7 @@ pub(super) async fn check(place: &Place, ports: &Ports, report: &mut Report) {
             "the sidecar is not up, or listens elsewhere (KIRO_OUTBOUND_ADDR)",
         ),
     }
+    local::bound(&own, ports.admin, report);
     let app = SocketAddr::new(ports.app_host, own.service.app.port);
     match probe::reach(app) {
         Ok(line) => report.good(format!("application: {line}")),

@@ -234,3 +234,46 @@ fn a_callee_that_is_somebody_else_is_named() {
         &[&format!("PROBLEM  profile at {callee}: "), "(tls_wrong_identity)", "auth"],
     );
 }
+
+/// `dashboard` may reach two services without HTTP.
+fn with_tcp_services(made: &Made) {
+    let file = made.path("docker/mesh/mesh.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let services = "  db: { app: { port: 5432, protocol: tcp } }\n  \
+        cache: { app: { port: 6379, protocol: tcp }, local_port: 16379 }\n  \
+        queue: { app: { port: 5672, protocol: tcp } }\nallow:\n  \
+        - { from: dashboard, to: db }\n  - { from: dashboard, to: cache }\n  - { from: dashboard, to: queue }\n";
+    std::fs::write(&file, text.replace("allow:\n", services)).unwrap();
+}
+
+#[test]
+fn where_tcp_services_are_found_is_told_before_the_start() {
+    let made = Made::new(&With::default());
+    with_tcp_services(&made);
+    let parts = [
+        "ok       dashboard finds db at 127.0.0.1:5432 of its pod",
+        "ok       dashboard finds cache at 127.0.0.1:16379 of its pod",
+    ];
+    // There are no certificates for them yet.
+    check(&mut host(&made), 1, &parts);
+}
+
+#[test]
+fn local_ports_are_asked_of_the_sidecar() {
+    const CONFIG: &str = "HTTP/1.1 200 OK\r\n\r\n{ \"local_ports\": { \
+        \"db\": { \"port\": 5432, \"address\": \"127.0.0.1:5432\" }, \
+        \"cache\": { \"port\": 16379, \"error\": \"Address already in use\" } } }";
+    let made = Made::new(&With::default());
+    with_tcp_services(&made);
+    let (admin, _asked) = play(Plays::Plain(CONFIG));
+    check(
+        &mut pod(&made, admin),
+        1,
+        &[
+            "ok       db: the application finds it at 127.0.0.1:5432",
+            "PROBLEM  cache: the application can't reach it at port 16379: Address already in use",
+            "give `services.cache` another `local_port`",
+            "PROBLEM  queue: the sidecar does not listen at port 5672 for it",
+        ],
+    );
+}

@@ -209,6 +209,7 @@ async fn the_outbound_port_takes_its_own_application_alone_where_tls_is_mutual()
         spec(&id)
     };
     let us = "spiffe://test.mesh/caller/app";
+    let outbound = world.addresses("caller").outbound.to_string();
     let cases: Vec<(Option<Leaf>, Speaks, &str, &str, &str)> = vec![
         (None, HTTP1, "tls_no_certificate", "", "certs/<service>-app"),
         (
@@ -246,7 +247,9 @@ async fn the_outbound_port_takes_its_own_application_alone_where_tls_is_mutual()
         let what = format!("{reason}, {presented}");
         let (local, answer) = through_outbound(&world, client(&world, leaf.as_ref(), speaks)).await;
         assert!(answer.is_none(), "{what}: {answer:?}");
-        let line = refusal(&events, &what, |line| line["remote"] == *local.to_string()).await;
+        let fits =
+            |line: &serde_json::Value| line["local"] == *outbound && line["remote"] == *local.to_string();
+        let line = refusal(&events, &what, fits).await;
         check(&what, &line, Says { reason, expected, presented, fix });
     }
 
@@ -256,7 +259,7 @@ async fn the_outbound_port_takes_its_own_application_alone_where_tls_is_mutual()
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer).await;
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP/"), "{answer:?}");
-    let line = refusal(&events, "plain", |line| line["remote"] == *local).await;
+    let line = refusal(&events, "plain", |line| line["local"] == *outbound && line["remote"] == *local).await;
     let says = Says { reason: "tls_plain_http", expected, presented: "", fix: "https://" };
     check("plain", &line, says);
     assert!(recorder.seen().is_empty());
