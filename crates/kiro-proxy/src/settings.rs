@@ -118,3 +118,25 @@ pub const PEER_PORT: u16 = 15006;
 pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_ports_are_on_loopback_alone() {
+        for (address, taken) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("::1", true),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("10.0.0.7", false),
+            ("::ffff:127.0.0.1", false),
+        ] {
+            assert_eq!(LocalHost::new(address.parse().unwrap()).is_some(), taken, "{address}");
+        }
+        assert_eq!(LocalHost::default().at(5432).to_string(), "127.0.0.1:5432");
+        assert_eq!(LocalHost::with_free_ports().at(5432).to_string(), "127.0.0.1:0");
+    }
+}

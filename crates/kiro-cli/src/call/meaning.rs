@@ -23,7 +23,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("headers_too_large", "the header block is over its limit of 64 KiB"),
     ("request_timeout", "head or body did not come in time"),
     ("upgrade_unsupported", "`websocket` is the only upgrade that is carried"),
-    ("service_is_tcp", "the service is declared `protocol: tcp`: reach it by CONNECT"),
+    ("service_is_tcp", "the service is declared `protocol: tcp`: reach it at its local port, or by CONNECT"),
     ("tls_in_tunnel", "TLS inside a tunnel to an HTTP service: speak plain HTTP in it, the sidecars encrypt"),
     (
         "signature_label_taken",
