@@ -32,6 +32,8 @@ static INGRESS_VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
+/// What clients offer that speak 1.0 and nothing else, like `curl --http1.0`.
+const HTTP1_0: &[u8] = b"http/1.0";
 
 /// In our order: the hybrid with a post-quantum half first, so that what is recorded today stays closed later; then what peers
 /// without it speak. Sidecars always agree on the first.
@@ -215,7 +217,7 @@ pub struct LoopbackServer(ServerCore);
 /// Where rustls does not take the identity.
 pub fn loopback_server(identity: &Arc<Identity>) -> Result<LoopbackServer, TlsConfigError> {
     let expected = Expected::OwnPod(identity.spiffe().clone());
-    Ok(LoopbackServer(ServerCore::mutual(identity, expected, Leg::Outbound, &[H2, HTTP1]).tried()?))
+    Ok(LoopbackServer(ServerCore::mutual(identity, expected, Leg::Outbound, &[H2, HTTP1, HTTP1_0]).tried()?))
 }
 
 /// The ingress's TLS port: TLS 1.2 or 1.3, no client certificate.
@@ -231,7 +233,7 @@ pub fn ingress_server(material: &IngressMaterial) -> Result<IngressServer, TlsCo
         certificate: material.certificate(),
         rules: None,
         versions: &INGRESS_VERSIONS,
-        alpn: &[H2, HTTP1],
+        alpn: &[H2, HTTP1, HTTP1_0],
         leg: Leg::Ingress,
     };
     Ok(IngressServer(core.tried()?))

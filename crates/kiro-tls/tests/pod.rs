@@ -107,9 +107,12 @@ async fn the_outbound_port_speaks_both_http_versions_and_takes_none_for_the_olde
     let ca = Ca::new();
     let port = loopback_server(&ca.identity(&sidecar("profile"))).unwrap();
     let material = ca.issue(&Leaf::of(&app("profile")));
-    for (offers, agreed) in
-        [(&["h2", "http/1.1"][..], Some(&b"h2"[..])), (&["http/1.1"], Some(b"http/1.1")), (&[], None)]
-    {
+    for (offers, agreed) in [
+        (&["h2", "http/1.1"][..], Some(&b"h2"[..])),
+        (&["http/1.1"], Some(b"http/1.1")),
+        (&["http/1.0"], Some(b"http/1.0")),
+        (&[], None),
+    ] {
         let (accepted, _) = call(&port, foreign_client(Some(&material), TLS13, offers)).await;
         assert_eq!(accepted.unwrap().stream.get_ref().1.alpn_protocol(), agreed);
     }
