@@ -133,7 +133,7 @@ fn frame(headers: &mut HeaderMap, body: &AppBody) {
 }
 
 /// The length that all Content-Length fields agree on.
-fn length(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
     let digits = |value: &HeaderValue| {
         let text = value.to_str().ok()?;
         text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok())?

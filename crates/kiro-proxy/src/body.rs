@@ -209,13 +209,17 @@ impl PeerBody {
     }
 }
 
-/// A peer's body whose trailer signature is verified before its last bytes are let through, so that an application which counts
-/// bytes never sees the end of a body that was changed.
+/// A peer's body whose trailer signature is verified before its end is let through, so that an application never sees the end of
+/// a body that was changed: the bytes that complete a length which the head told, and else the end of the stream. Without a length
+/// nothing else can be held back: a caller may send a message and wait for the answer to it, as gRPC's callers do, and only what
+/// comes after that would tell that the message was not the last.
 pub(crate) struct VerifiedBody {
     body: PeerBody,
     connection: Rc<PeerConnection>,
     verified: Verified,
     hash: Sha256,
+    /// What is still to come of the length that the head told.
+    left: Option<u64>,
     held: Option<Bytes>,
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -223,15 +227,26 @@ pub(crate) struct VerifiedBody {
 }
 
 impl VerifiedBody {
-    /// Wraps a body; `outcome` gets the code of a signature that does not hold.
+    /// Wraps a body whose head told this length; `outcome` gets the code of a signature that does not hold.
     pub(crate) fn new(
         body: PeerBody,
+        length: Option<u64>,
         connection: Rc<PeerConnection>,
         verified: Verified,
         outcome: Rc<Cell<Option<&'static str>>>,
     ) -> Self {
         let hash = Sha256::new();
-        Self { body, connection, verified, hash, held: None, trailers: None, ended: false, outcome }
+        Self {
+            body,
+            connection,
+            verified,
+            hash,
+            left: length,
+            held: None,
+            trailers: None,
+            ended: false,
+            outcome,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -240,9 +255,11 @@ impl VerifiedBody {
                 Some(Ok(bytes)) if bytes.is_empty() => {}
                 Some(Ok(bytes)) => {
                     self.hash.update(&bytes);
-                    if let Some(earlier) = self.held.replace(bytes) {
-                        return Poll::Ready(Some(Ok(Frame::data(earlier))));
+                    if !self.completes(bytes.len()) {
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
                     }
+                    // h2 lets no more come than was told, so nothing is held already.
+                    self.held = Some(bytes);
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.body.data_ended = true,
@@ -257,6 +274,13 @@ impl VerifiedBody {
             return Poll::Ready(Some(Ok(Frame::data(last))));
         }
         Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    /// Whether so many further bytes make the told length whole.
+    fn completes(&mut self, count: usize) -> bool {
+        let Some(left) = self.left.as_mut() else { return false };
+        *left = left.saturating_sub(count as u64);
+        *left == 0
     }
 
     fn verify(&mut self, mut trailers: HeaderMap) -> Result<(), BodyError> {

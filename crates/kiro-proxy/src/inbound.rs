@@ -300,8 +300,9 @@ async fn settle_body(
         }
         BodyRule::Trailers(verified) => {
             let progress = Progress::new();
+            let length = trusted.length();
             let body = PeerBody::new(recv, Rc::clone(&progress), exchange.request_pace());
-            let body = VerifiedBody::new(body, Rc::clone(connection), verified, Rc::clone(&broken));
+            let body = VerifiedBody::new(body, length, Rc::clone(connection), verified, Rc::clone(&broken));
             (AppBody::Verified(Box::new(body)), Some(progress))
         }
     };

@@ -87,6 +87,11 @@ impl<B> Trusted<B> {
 }
 
 impl Trusted<()> {
+    /// The length of the body, where the head tells it.
+    pub(crate) fn length(&self) -> Option<u64> {
+        crate::app::length(&self.admitted.head.headers)
+    }
+
     /// Puts the body in that goes to the application.
     pub(crate) fn with_body(self, body: AppBody) -> Trusted<AppBody> {
         let Admitted { head, body: (), kind, ambiguous } = self.admitted;

@@ -81,7 +81,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         String::from_utf8_lossy(&std::mem::take(&mut self.read)).into_owned()
     }
 
-    async fn until(&mut self, end: &[u8]) -> String {
+    /// What comes up to this text, and the text.
+    pub(crate) async fn until(&mut self, end: impl AsRef<[u8]>) -> String {
+        let end = end.as_ref();
         loop {
             if let Some(start) = self.read.windows(end.len()).position(|window| window == end) {
                 return String::from_utf8(self.read.drain(..start + end.len()).collect()).unwrap();
