@@ -3,8 +3,10 @@
 //! A request's body ([`RequestBody`]), the bytes that its connection carries after CONNECT or a WebSocket handshake ([`Upgrade`]), and
 //! the way back for interim answers ([`Interim`]).
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -25,8 +27,8 @@ use crate::limits;
 pub(crate) enum RequestBody {
     /// None, or a stream that becomes something else.
     Empty,
-    /// Read by hyper.
-    Http1(Incoming),
+    /// Read by hyper. Where the client waits for a 100, which hyper sends when the reading begins: whether it has begun.
+    Http1(Incoming, Option<Rc<Cell<bool>>>),
     /// Read by h2.
     Http2(StreamBody),
 }
@@ -49,7 +51,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Http1(incoming) => {
+            RequestBody::Http1(incoming, begun) => {
+                if let Some(begun) = begun {
+                    begun.set(true);
+                }
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| Ok(frame?)))
             }
             RequestBody::Http2(body) => body.poll(cx),
@@ -59,7 +64,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Http1(incoming) => incoming.is_end_stream(),
+            RequestBody::Http1(incoming, _) => incoming.is_end_stream(),
             RequestBody::Http2(body) => body.first.is_none() && body.recv.is_end_stream(),
         }
     }
@@ -67,7 +72,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Http1(incoming) => incoming.size_hint(),
+            RequestBody::Http1(incoming, _) => incoming.size_hint(),
             // h2 itself resets a stream that does not keep to its Content-Length.
             RequestBody::Http2(_) => SizeHint::default(),
         }

@@ -5,13 +5,14 @@
 
 mod http2;
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -25,6 +26,7 @@ use crate::client::{Client, ClientStream, RequestBody, Upgrade};
 use crate::drain::Phase;
 use crate::exchange::Via;
 use crate::framing::{Guess, HeadTap, Heads, Oddities, Turn, guess};
+use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
 use crate::reject::Reject;
@@ -144,7 +146,7 @@ where
             let (oddities, turn) = heads.read();
             let heads = heads.clone();
             let tunnel = request.method() == Method::CONNECT;
-            let (request, client) = taken_apart(request);
+            let (request, client, begun) = taken_apart(request);
             let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, client, Some(turn));
             async move {
                 let answer = answered.await;
@@ -153,7 +155,8 @@ where
                 {
                     heads.upgraded();
                 }
-                Ok::<_, Infallible>(keep_or_close(answer, oddities))
+                let asked_in_vain = begun.is_some_and(|begun| !begun.get());
+                Ok::<_, Infallible>(keep_or_close(answer, oddities, asked_in_vain))
             }
         })
     };
@@ -213,19 +216,30 @@ async fn answer(
     }
 }
 
-/// What hyper holds of the connection, to hand it over after an upgrade, is the client's and not the request's.
-fn taken_apart(mut request: Request<Incoming>) -> (Request<RequestBody>, Client<'static>) {
+/// What hyper holds of the connection, to hand it over after an upgrade, is the client's and not the request's. Beside them, where
+/// the client waits for leave to send, whether its body is being read.
+fn taken_apart(
+    mut request: Request<Incoming>,
+) -> (Request<RequestBody>, Client<'static>, Option<Rc<Cell<bool>>>) {
     let upgrade = request.extensions_mut().remove::<OnUpgrade>().map(Upgrade::Http1);
-    (request.map(RequestBody::Http1), Client { upgrade, interim: Interim::unwanted() })
+    let asks = headers::expects_continue(request.headers()) && !request.body().is_end_stream();
+    let begun = asks.then(Rc::default);
+    let request = request.map(|incoming| RequestBody::Http1(incoming, begun.clone()));
+    (request, Client { upgrade, interim: Interim::unwanted() }, begun)
 }
 
 /// A connection whose head could be read in two ways carries no other request (RFC 9112 6.1, 2.2), and none whose head was
-/// refused as malformed does.
-fn keep_or_close(mut response: Response<AnswerBody>, oddities: Oddities) -> Response<AnswerBody> {
+/// refused as malformed does. Nor does one whose client asked for leave to send and got an answer instead: hyper closes it, since
+/// the body may come all the same, and a client that is not told sends its next request into the closing connection.
+fn keep_or_close(
+    mut response: Response<AnswerBody>,
+    oddities: Oddities,
+    asked_in_vain: bool,
+) -> Response<AnswerBody> {
     let upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let malformed =
         response.status() == StatusCode::BAD_REQUEST && response.headers().contains_key(&fields::REJECT);
-    if malformed || !oddities.keep_alive() && !upgrade {
+    if malformed || asked_in_vain || !oddities.keep_alive() && !upgrade {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
