@@ -16,7 +16,7 @@ endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
 
-.PHONY: help certs check up down logs build demo test test-rust test-compose ci fmt clippy doc deny borders fuzz
+.PHONY: help certs check up down logs build demo test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -61,6 +61,11 @@ test-compose:
 	else \
 	  echo 'make test: SKIPPED the tests in containers: Docker does not answer'; \
 	fi
+
+# Several minutes the first time, under two afterwards. KIRO_CONFORMANCE=all fails where a program is missing.
+conformance: ## real clients (curl, gRPC, WebSocket, psql, redis-cli, a browser) through real sidecars
+	@crates/kiro-conformance/prepare
+	cargo test --package kiro-conformance -- --include-ignored
 
 ci: fmt clippy doc deny borders fuzz test ## what CI runs; the tests are last, so that their sum ends the log
 
