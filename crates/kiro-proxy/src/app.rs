@@ -6,7 +6,7 @@ mod answer;
 pub(crate) mod http1;
 mod http2;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -70,8 +70,9 @@ pub(crate) struct Outgoing {
     upgrade: bool,
 }
 
-/// Set when a streamed body's signature turns out not to hold.
-pub(crate) type Broken = Rc<Cell<Option<&'static str>>>;
+/// Set when a streamed body breaks off by its sender's doing, or its signature turns out not to hold: that, and not what the
+/// application's connection comes to, is why its request fails.
+pub(crate) type Broken = Rc<RefCell<Option<Refused>>>;
 
 /// Dresses what [`crate::proof`] trusts for the application. There is no other way to an [`Outgoing`].
 pub(crate) fn dress(
@@ -283,13 +284,6 @@ impl AsyncWrite for AppStream {
     }
 }
 
-fn broken_signature(broken: &Cell<Option<&'static str>>) -> Refused {
-    Refused::new(
-        Reject::Signature(broken.get().unwrap_or_default()),
-        "the body's trailer signature does not hold",
-    )
-}
-
 /// Waits for an answer's head. The time counts from the last byte of the request that moved, so that a long upload is not cut.
 pub(crate) async fn within<F: Future>(
     timeout: Timeout,
@@ -375,9 +369,9 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Trailers that a response may carry to a client: without those of ours.
+/// Trailers that a response may carry to a client.
 pub(crate) fn clean_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
-    headers::strip_own(&mut trailers);
+    headers::clean_trailers(&mut trailers);
     (!trailers.is_empty()).then_some(trailers)
 }
 

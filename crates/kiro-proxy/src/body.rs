@@ -3,7 +3,6 @@
 //! [`AppBody`] is what the application receives, [`AnswerBody`] what a client of this sidecar receives; [`crate::send`] moves any
 //! body into an HTTP/2 stream. All of them hold at most a frame or two.
 
-use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -17,8 +16,9 @@ use kiro_core::signature::Verified;
 use sha2::{Digest, Sha256};
 use tokio::time::Sleep;
 
-use crate::app::AppAnswer;
+use crate::app;
 use crate::app::http1::Gate;
+use crate::app::{AppAnswer, Broken};
 use crate::client::{RequestBody, StreamBody};
 use crate::exchange::{Exchange, Progress};
 use crate::framing::Turn;
@@ -26,6 +26,7 @@ use crate::headers;
 use crate::inbound::PeerConnection;
 use crate::limits;
 use crate::payload::Upload;
+use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::upstream::pool::Slot;
 
@@ -35,6 +36,9 @@ pub(crate) enum BodyError {
     /// The HTTP/2 stream was reset or its connection was lost.
     #[error("the stream was reset: {0}")]
     Stream(#[from] h2::Error),
+    /// A client that speaks HTTP/2 did not send it whole.
+    #[error("the client's stream broke off: {0}")]
+    Client(h2::Error),
     /// The HTTP/1 side failed.
     #[error("the message broke off: {0}")]
     Message(#[from] hyper::Error),
@@ -44,6 +48,19 @@ pub(crate) enum BodyError {
     /// It stood still for too long.
     #[error("the body stood still for {} s", limits::BODY_IDLE.as_secs())]
     Idle,
+}
+
+impl BodyError {
+    /// What a client's body that broke off like this is refused for.
+    pub(crate) fn by_client(&self) -> Refused {
+        let reject = match self {
+            BodyError::Idle => Reject::RequestTimeout,
+            BodyError::Stream(_) | BodyError::Client(_) | BodyError::Message(_) | BodyError::Signature(_) => {
+                Reject::MessageInvalid
+            }
+        };
+        Refused::new(reject, app::error_chain(self))
+    }
 }
 
 /// A request's body on its way to the application.
@@ -84,9 +101,9 @@ impl Body for AppBody {
         match self.get_mut() {
             AppBody::Empty => Poll::Ready(None),
             AppBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            AppBody::Plain(body) => body.poll(cx).map(without_own),
-            AppBody::Verified(body) => body.poll(cx).map(without_own),
-            AppBody::Client(body) => Pin::new(body).poll_frame(cx).map(without_own),
+            AppBody::Plain(body) => body.poll(cx).map(cleaned),
+            AppBody::Verified(body) => body.poll(cx).map(cleaned),
+            AppBody::Client(body) => Pin::new(body).poll_frame(cx).map(cleaned),
             AppBody::Gated(body, gate) => {
                 ready!(gate.poll(cx));
                 Pin::new(&mut **body).poll_frame(cx)
@@ -118,12 +135,12 @@ impl Body for AppBody {
     }
 }
 
-/// Takes our own fields out of trailers: what no head may say from outside, no trailer may say either.
-fn without_own(frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<Frame<Bytes>, BodyError>> {
+/// Takes out of trailers what none may say.
+fn cleaned(frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<Frame<Bytes>, BodyError>> {
     match frame {
         Some(Ok(frame)) if frame.is_trailers() => {
             let mut trailers = frame.into_trailers().unwrap_or_default();
-            headers::strip_own(&mut trailers);
+            headers::clean_trailers(&mut trailers);
             Some(Ok(Frame::trailers(trailers)))
         }
         other => other,
@@ -223,17 +240,17 @@ pub(crate) struct VerifiedBody {
     held: Option<Bytes>,
     trailers: Option<HeaderMap>,
     ended: bool,
-    outcome: Rc<Cell<Option<&'static str>>>,
+    broken: Broken,
 }
 
 impl VerifiedBody {
-    /// Wraps a body whose head told this length; `outcome` gets the code of a signature that does not hold.
+    /// Wraps a body whose head told this length; `broken` gets the code of a signature that does not hold.
     pub(crate) fn new(
         body: PeerBody,
         length: Option<u64>,
         connection: Rc<PeerConnection>,
         verified: Verified,
-        outcome: Rc<Cell<Option<&'static str>>>,
+        broken: Broken,
     ) -> Self {
         let hash = Sha256::new();
         Self {
@@ -245,7 +262,7 @@ impl VerifiedBody {
             held: None,
             trailers: None,
             ended: false,
-            outcome,
+            broken,
         }
     }
 
@@ -286,7 +303,10 @@ impl VerifiedBody {
     fn verify(&mut self, mut trailers: HeaderMap) -> Result<(), BodyError> {
         let digest: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         if let Err(error) = self.connection.verify_trailers(&self.verified, &digest, &trailers) {
-            self.outcome.set(Some(error.code()));
+            self.broken.replace(Some(Refused::new(
+                Reject::Signature(error.code()),
+                "the body's trailer signature does not hold",
+            )));
             self.held = None;
             return Err(BodyError::Signature(error.code()));
         }
@@ -301,12 +321,21 @@ pub(crate) struct ClientBody {
     incoming: RequestBody,
     progress: Rc<Progress>,
     patience: Patience,
+    broken: Broken,
 }
 
 impl ClientBody {
-    /// Wraps a body.
-    pub(crate) fn new(incoming: RequestBody, progress: Rc<Progress>, pace: Pace) -> Self {
-        Self { incoming, progress, patience: Patience::new(pace) }
+    /// Wraps a body; `broken` learns why it broke off.
+    pub(crate) fn new(incoming: RequestBody, progress: Rc<Progress>, pace: Pace, broken: Broken) -> Self {
+        Self { incoming, progress, patience: Patience::new(pace), broken }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        self.patience.watch(cx, polled).map(|watched| match watched {
+            Ok(frame) => frame,
+            Err(idle) => Some(Err(idle)),
+        })
     }
 }
 
@@ -318,15 +347,13 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        let frame = match ready!(self.patience.watch(cx, polled)) {
-            Ok(frame) => frame,
-            Err(idle) => return Poll::Ready(Some(Err(idle))),
-        };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.progress.moved(data.len());
+        let frame = ready!(self.poll_incoming(cx));
+        match &frame {
+            Some(Ok(frame)) => self.progress.moved(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(error)) => {
+                self.broken.replace(Some(error.by_client()));
+            }
+            None => {}
         }
         Poll::Ready(frame)
     }
@@ -390,7 +417,7 @@ impl Body for AnswerBody {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Fixed(text) => text.take().map(|text| Ok(Frame::data(text))),
-            Source::Peer { body, .. } => without_own(ready!(body.poll(cx))),
+            Source::Peer { body, .. } => cleaned(ready!(body.poll(cx))),
             Source::App(answer) => ready!(Pin::new(answer).poll_frame(cx)),
         };
         if let Some(Ok(frame)) = &frame

@@ -119,8 +119,37 @@ fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     let kind = kind_of(&head)?;
     no_body_with(kind, &head.headers)?;
     let ambiguous = if kind == Kind::Tunnel { false } else { screen_target(&head)? };
+    one_coding(&head.headers)?;
     strip_hop_by_hop(&mut head.headers)?;
+    plain_length(&mut head.headers);
     Ok(Admitted { head, body, kind, ambiguous })
+}
+
+/// The one coding that is undone here is `chunked`. Any other before it would be lost with the field, which concerns one hop, and
+/// the application would read coded bytes as they are; `chunked` twice is forbidden (RFC 9112 6.1).
+fn one_coding(headers: &HeaderMap) -> Result<(), Refused> {
+    let mut codings = headers
+        .get_all(TRANSFER_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|coding| !coding.is_empty());
+    let chunked = codings.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+    if chunked && codings.next().is_none() {
+        return Ok(());
+    }
+    Err(Refused::new(Reject::HeaderInvalid, "a transfer coding other than one `chunked`"))
+}
+
+/// Writes a length without leading zeros, of which the HTTP/2 library between sidecars takes no more than 18. What the HTTP/1
+/// library has taken for a length is a number.
+fn plain_length(headers: &mut HeaderMap) {
+    let Some(length) = headers.get(CONTENT_LENGTH) else { return };
+    if length.as_bytes().starts_with(b"0")
+        && let Some(length) = length.to_str().ok().and_then(|length| length.parse::<u64>().ok())
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
 }
 
 /// In HTTP/1 the library counts, and what it refuses is logged; in HTTP/2 it would refuse in silence.
@@ -220,9 +249,9 @@ fn screen_target(head: &request::Parts) -> Result<bool, Refused> {
     Ok(screened.ambiguous)
 }
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -251,12 +280,12 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refused> {
         }
     }
     for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &HTTP2_SETTINGS,
-        &UPGRADE,
-        &TRANSFER_ENCODING,
-        &header::PROXY_AUTHORIZATION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+        UPGRADE,
+        TRANSFER_ENCODING,
+        header::PROXY_AUTHORIZATION,
     ] {
         headers.remove(name);
     }
@@ -271,6 +300,34 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refused> {
 /// Takes out all of our own fields: what no application and nobody outside may say.
 pub(crate) fn strip_own(headers: &mut HeaderMap) {
     retain(headers, |name| !fields::is_own(name));
+}
+
+/// Takes out of trailers what no trailer may say, on any way (RFC 9110 6.5.1): our own fields, what frames or routes a message, who
+/// sent it and by which way it came. A receiver that merges trailers into the head must not be told by them what the head was not
+/// allowed to say, and the HTTP/2 library does not send those of one hop.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    static NEVER: [HeaderName; 17] = [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+        UPGRADE,
+        TRANSFER_ENCODING,
+        TE,
+        TRAILER,
+        CONTENT_LENGTH,
+        HOST,
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::FORWARDED,
+        HeaderName::from_static("traceparent"),
+        HeaderName::from_static("tracestate"),
+    ];
+    retain(trailers, |name| {
+        !fields::is_own(name) && !fields::has_prefix(name, "x-forwarded-") && !NEVER.contains(name)
+    });
 }
 
 /// Takes out those of our own fields that a calling sidecar may not set.

@@ -158,17 +158,17 @@ async fn websocket(
 
 fn outgoing(trusted: Trusted<RequestBody>, exchange: &mut Exchange) -> Result<app::Outgoing, Refused> {
     let (trusted, incoming, _unsigned) = trusted.take_body();
+    let broken = app::Broken::default();
     let (body, progress) = if http_body::Body::is_end_stream(&incoming) {
         (AppBody::Empty, None)
     } else {
         let progress = Progress::new();
-        (
-            AppBody::Client(ClientBody::new(incoming, Rc::clone(&progress), exchange.request_pace())),
-            Some(progress),
-        )
+        let (pace, of_it) = (exchange.request_pace(), Rc::clone(&broken));
+        let body = ClientBody::new(incoming, Rc::clone(&progress), pace, of_it);
+        (AppBody::Client(body), Some(progress))
     };
     let caller = HeaderValue::from_static("ingress");
-    app::dress(trusted.with_body(body), exchange, &caller, progress, app::Broken::default())
+    app::dress(trusted.with_body(body), exchange, &caller, progress, broken)
 }
 
 /// Answers the client's handshake and joins it with the application.

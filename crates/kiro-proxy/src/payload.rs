@@ -182,15 +182,13 @@ async fn stream_body(
     pace: Pace,
 ) {
     let Err(error) = send(body, &mut stream, &mut watcher, pace).await else { return };
-    let refused = match &error {
+    if let BodyError::Stream(error) = &error
+        && (error.is_reset() || error.is_go_away() || error.is_io())
+    {
         // The peer's doing: its answer, or its reset, says what there is to say.
-        BodyError::Stream(_) => return,
-        BodyError::Idle => Refused::new(Reject::RequestTimeout, error.to_string()),
-        BodyError::Message(_) | BodyError::Signature(_) => {
-            Refused::new(Reject::MessageInvalid, crate::app::error_chain(&error))
-        }
-    };
-    *failure.borrow_mut() = Some(refused);
+        return;
+    }
+    *failure.borrow_mut() = Some(error.by_client());
     stream.send_reset(Reason::CANCEL);
 }
 
@@ -219,7 +217,7 @@ impl Watcher for Streamed {
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
         let mut own = own;
         if let Some(trailers) = &mut own {
-            crate::headers::strip_own(trailers);
+            crate::headers::clean_trailers(trailers);
         }
         let (Some(nonce), Some(signer)) = (self.nonce.take(), self.upstream.signer()) else {
             return Ok(own.filter(|trailers| !trailers.is_empty()));

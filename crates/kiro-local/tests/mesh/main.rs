@@ -16,6 +16,7 @@ mod support;
 mod abuse;
 mod admin;
 mod bodies;
+mod corpus;
 mod failures;
 mod framing;
 mod happy;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
 
-use super::{AppStream, Broken, broken_signature, error_chain, within};
+use super::{AppStream, Broken, error_chain, within};
 use crate::body::AppBody;
 use crate::early::EarlyAnswer;
 use crate::exchange::Progress;
@@ -182,10 +182,10 @@ pub(super) async fn send(
             Some(told) => within(timeout, progress.as_deref(), told.relay(sent, interim)).await,
         };
         match answer {
-            None if broken.get().is_none() => {
-                return Err(Refused::new(Reject::AppTimeout, "the application did not answer in time"));
+            None => {
+                let slow = || Refused::new(Reject::AppTimeout, "the application did not answer in time");
+                return Err(broken.take().unwrap_or_else(slow));
             }
-            None => return Err(broken_signature(&broken)),
             Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade => {
                 return Err(Refused::new(
                     Reject::AppReset,
@@ -205,8 +205,10 @@ pub(super) async fn send(
             Some(Err(mut error)) => match error.take_message() {
                 // A kept connection was closed before the request was written: the request is whole and goes on a new one.
                 Some(unsent) if !connection.fresh => request = unsent,
-                _ if broken.get().is_some() => return Err(broken_signature(&broken)),
-                _ => return Err(Refused::new(Reject::AppReset, error_chain(&error.into_error()))),
+                _ => {
+                    let reset = || Refused::new(Reject::AppReset, error_chain(&error.into_error()));
+                    return Err(broken.take().unwrap_or_else(reset));
+                }
             },
         }
     }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::http1::Sending;
-use super::{Broken, Wire, address, broken_signature, within};
+use super::{Broken, Wire, address, within};
 use crate::body::AppBody;
 use crate::exchange::Progress;
 use crate::headers;
@@ -200,8 +200,10 @@ impl Way<'_> {
         };
         match within(self.timeout, self.progress, answering.answer(interim)).await {
             Some(answer) => Ok(answer.map(|response| (response, upload, send))),
-            None if self.broken.get().is_some() => Err(broken_signature(self.broken)),
-            None => Err(Refused::new(Reject::AppTimeout, "the application did not answer in time")),
+            None => {
+                let slow = || Refused::new(Reject::AppTimeout, "the application did not answer in time");
+                Err(self.broken.take().unwrap_or_else(slow))
+            }
         }
     }
 }
@@ -212,10 +214,7 @@ fn was_not_processed(error: &h2::Error) -> bool {
 }
 
 fn failed(error: &h2::Error, broken: &Broken) -> Refused {
-    match broken.get() {
-        Some(_) => broken_signature(broken),
-        None => Refused::new(Reject::AppReset, error.to_string()),
-    }
+    broken.take().unwrap_or_else(|| Refused::new(Reject::AppReset, error.to_string()))
 }
 
 /// A body on its way to the application. It ends, at the latest, with its answer: dropping this ends it.

@@ -199,7 +199,7 @@ async fn relay(
 fn reason(error: &BodyError) -> Reason {
     match error {
         BodyError::Stream(error) => error.reason().filter(|reason| *reason != Reason::NO_ERROR),
-        BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
+        BodyError::Client(_) | BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
     }
     .unwrap_or(Reason::INTERNAL_ERROR)
 }

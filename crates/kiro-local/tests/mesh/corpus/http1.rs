@@ -1,0 +1,254 @@
+//! A client of HTTP/1 that sends a case's bytes and reads what comes as strictly as RFC 9112 is written.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Outcome;
+use super::backend::Backend;
+use super::fixture::{Case, Step, show, unescape};
+use crate::support::PATIENCE;
+
+/// Plays a case. The next request on the same connection, `probe`, shows whether it stands, and that no bytes are left over on it.
+pub(crate) async fn play(
+    address: SocketAddr,
+    case: &Case,
+    probe: &str,
+    backend: &Backend,
+) -> Result<Outcome, String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let mut client = Reader { stream, read: Vec::new(), ended: false };
+    let mut outcome = Outcome::default();
+    let (mut ends, mut heads) = (false, 0);
+    let mut head = first_is_head(case)?;
+    for step in &case.steps {
+        match step {
+            Step::Send(text) => client.send(&unescape(text)?).await,
+            Step::AwaitSeen => {
+                heads += 1;
+                backend.await_heads(heads).await;
+            }
+            Step::AwaitAnswer => {
+                client.answer(std::mem::take(&mut head), &mut outcome).await?;
+            }
+            Step::End => {
+                ends = true;
+                let _ = client.stream.shutdown().await;
+            }
+        }
+    }
+    if outcome.answers == 0 {
+        client.answer(head, &mut outcome).await?;
+    }
+    if outcome.switched {
+        let _ = client.stream.shutdown().await;
+        while client.more().await? {}
+        outcome.lines.push(format!("< then {}", show(&client.read)));
+        return Ok(outcome);
+    }
+    if !ends && !client.ended {
+        let request = format!("GET http://callee{probe} HTTP/1.1\r\nHost: callee\r\n\r\n");
+        client.send(request.as_bytes()).await;
+    }
+    while client.answer(false, &mut outcome).await? {
+        if outcome.last_body == probe.as_bytes() {
+            outcome.lines.pop();
+            outcome.lines.push("< open".to_owned());
+            outcome.probed = true;
+            return Ok(outcome);
+        }
+    }
+    outcome.lines.push("< closed".to_owned());
+    if !ends && outcome.answers > 0 && !outcome.says_close {
+        outcome.faults.push("the connection is closed behind an answer that does not say so".to_owned());
+    }
+    Ok(outcome)
+}
+
+fn first_is_head(case: &Case) -> Result<bool, String> {
+    for step in &case.steps {
+        if let Step::Send(text) = step {
+            return Ok(unescape(text)?.starts_with(b"HEAD "));
+        }
+    }
+    Ok(false)
+}
+
+struct Reader {
+    stream: TcpStream,
+    read: Vec<u8>,
+    ended: bool,
+}
+
+/// An answer's head.
+struct Head {
+    status: u16,
+    fields: Vec<(String, String)>,
+    old: bool,
+}
+
+impl Head {
+    fn values(&self, name: &str) -> Vec<&str> {
+        self.fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// One line of the corpus: status, code, and the fields that are not every answer's.
+    fn show(&self) -> String {
+        let mut line = format!("< {}", self.status);
+        let reject = self.values("x-kiro-reject");
+        for code in &reject {
+            line.push_str(&format!(" {code}"));
+        }
+        for (name, value) in &self.fields {
+            let usual = matches!(
+                name.as_str(),
+                "date" | "connection" | "content-length" | "transfer-encoding" | "x-kiro-reject"
+            );
+            if !usual && (reject.is_empty() || !matches!(name.as_str(), "content-type" | "cache-control")) {
+                line.push_str(&format!(" {name}: {}", value.escape_default()));
+            }
+        }
+        line
+    }
+}
+
+impl Reader {
+    async fn send(&mut self, bytes: &[u8]) {
+        // The other end may have refused, and closed, before all is written.
+        let _ = self.stream.write_all(bytes).await;
+    }
+
+    async fn more(&mut self) -> Result<bool, String> {
+        match timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await {
+            Ok(Ok(count)) if count > 0 => Ok(true),
+            Ok(_) => {
+                self.ended = true;
+                Ok(false)
+            }
+            Err(_) => Err(format!(
+                "neither an answer nor the connection's end (`then: end`?) after {}",
+                show(&self.read)
+            )),
+        }
+    }
+
+    /// Reads an answer; false at the end of the connection.
+    async fn answer(&mut self, to_head: bool, outcome: &mut Outcome) -> Result<bool, String> {
+        let head = loop {
+            let Some(head) = self.head(outcome).await? else { return Ok(false) };
+            if head.status >= 200 || head.status == 101 {
+                break head;
+            }
+            outcome.lines.push(head.show());
+        };
+        outcome.answered(head.status);
+        let close = head.values("connection").iter().any(|value| value.eq_ignore_ascii_case("close"));
+        outcome.says_close = close || head.old;
+        outcome.switched = head.status == 101;
+        let without = to_head || head.status == 101 || head.status == 204 || head.status == 304;
+        let (body, whole) = match (&head.values("content-length")[..], &head.values("transfer-encoding")[..])
+        {
+            _ if without => (Vec::new(), true),
+            ([length], []) => self.length(length).await?,
+            ([], ["chunked"]) => self.chunks(outcome).await?,
+            ([], []) => {
+                while self.more().await? {}
+                (std::mem::take(&mut self.read), true)
+            }
+            framing => return Err(format!("an answer framed by {framing:?}")),
+        };
+        let mut line = head.show();
+        if !without && body != b"ok" && head.values("x-kiro-reject").is_empty() {
+            line.push_str(&format!(" {}", show(&body)));
+        }
+        if !whole {
+            line.push_str(" broken off");
+            // Nothing could have been said in time.
+            outcome.says_close = true;
+        }
+        outcome.lines.push(line);
+        outcome.last_body = body;
+        Ok(true)
+    }
+
+    async fn head(&mut self, outcome: &mut Outcome) -> Result<Option<Head>, String> {
+        let end = loop {
+            if let Some(end) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            if !self.more().await? {
+                if !self.read.is_empty() {
+                    outcome.faults.push(format!("half an answer: {}", show(&self.read)));
+                }
+                return Ok(None);
+            }
+        };
+        let head: Vec<u8> = self.read.drain(..end).collect();
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let mut lines = text.trim_end().split("\r\n");
+        let first = lines.next().unwrap_or_default();
+        let version = first.split(' ').next().unwrap_or_default();
+        let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let (Some(status), "HTTP/1.0" | "HTTP/1.1") = (status, version) else {
+            return Err(format!("no answer: {}", show(&head)));
+        };
+        let fields = lines.map(|line| {
+            let (name, value) = line.split_once(':')?;
+            Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+        });
+        let fields = fields.collect::<Option<_>>().ok_or_else(|| format!("no fields: {}", show(&head)))?;
+        Ok(Some(Head { status, fields, old: version == "HTTP/1.0" }))
+    }
+
+    async fn length(&mut self, length: &str) -> Result<(Vec<u8>, bool), String> {
+        let length: usize = length.parse().map_err(|_| format!("`{length}` is no length"))?;
+        while self.read.len() < length {
+            if !self.more().await? {
+                return Ok((std::mem::take(&mut self.read), false));
+            }
+        }
+        Ok((self.read.drain(..length).collect(), true))
+    }
+
+    async fn chunks(&mut self, outcome: &mut Outcome) -> Result<(Vec<u8>, bool), String> {
+        let mut body = Vec::new();
+        loop {
+            let Some(line) = self.line().await? else { return Ok((body, false)) };
+            let size =
+                usize::from_str_radix(&line, 16).map_err(|_| format!("`{line}` is no chunk's size"))?;
+            if size == 0 {
+                break;
+            }
+            while self.read.len() < size + 2 {
+                if !self.more().await? {
+                    return Ok((body, false));
+                }
+            }
+            body.extend(self.read.drain(..size));
+            if self.line().await?.as_deref() != Some("") {
+                return Err("a chunk that does not end".to_owned());
+            }
+        }
+        loop {
+            match self.line().await? {
+                None => return Ok((body, false)),
+                Some(line) if line.is_empty() => return Ok((body, true)),
+                Some(trailer) => outcome.lines.push(format!("< trailer {trailer}")),
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Result<Option<String>, String> {
+        loop {
+            if let Some(end) = self.read.windows(2).position(|window| window == b"\r\n") {
+                let line: Vec<u8> = self.read.drain(..end + 2).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            if !self.more().await? {
+                return Ok(None);
+            }
+        }
+    }
+}
