@@ -68,6 +68,42 @@ pub fn service_of(authority: &str) -> Result<Cow<'_, str>, AuthorityError> {
     })
 }
 
+/// Whether an authority is one that an application may be told of as its own: a name or an address, and a port at most. An ingress
+/// is reached by whatever name people gave it, so `_` passes, and addresses do; userinfo, and whatever a URI or a list would be made
+/// of, does not.
+///
+/// # Errors
+/// Says why the authority is none.
+pub fn check_host(authority: &str) -> Result<(), AuthorityError> {
+    if authority.contains('@') {
+        return Err(AuthorityError::Userinfo);
+    }
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => {
+            address.parse::<Ipv6Addr>().map_err(|_| AuthorityError::BadName)?;
+            match port.strip_prefix(':') {
+                None if port.is_empty() => return Ok(()),
+                None => return Err(AuthorityError::BadName),
+                Some(port) => return check_port(port),
+            }
+        }
+        None => match authority.split_once(':') {
+            None => (authority, None),
+            Some((host, port)) => (host, Some(port)),
+        },
+    };
+    port.map_or(Ok(()), check_port)?;
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.is_empty() {
+        return Err(AuthorityError::Empty);
+    }
+    let characters =
+        |label: &str| label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let labels =
+        name.split('.').all(|label| (1..=LABEL_BYTES_MAX).contains(&label.len()) && characters(label));
+    if labels && name.len() <= NAME_BYTES_MAX { Ok(()) } else { Err(AuthorityError::BadName) }
+}
+
 fn check_port(port: &str) -> Result<(), AuthorityError> {
     // `parse` alone would take a sign. An empty port is legal for RFC 3986 and pointless: no client sends it by itself.
     let digits = port.len() <= PORT_DIGITS_MAX && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -138,6 +174,32 @@ mod tests {
             "xn--bcher-kva",
         ] {
             assert_eq!(service_of(name).as_deref(), Ok(name));
+        }
+    }
+
+    #[test]
+    fn an_ingress_has_any_name_but_none_that_is_something_else() {
+        for authority in
+            ["localhost", "LOCALHOST:8080", "my_shop.example.", "127.0.0.1:80", "[::1]", "[::1]:80"]
+        {
+            assert_eq!(check_host(authority), Ok(()), "{authority}");
+        }
+        for (authority, error) in [
+            ("", AuthorityError::Empty),
+            (".", AuthorityError::Empty),
+            (":80", AuthorityError::Empty),
+            ("a@b", AuthorityError::Userinfo),
+            ("a:", AuthorityError::BadPort),
+            ("a:80:80", AuthorityError::BadPort),
+            ("[::1]:x", AuthorityError::BadPort),
+            ("[::1]80", AuthorityError::BadName),
+            ("[a]", AuthorityError::BadName),
+            ("::1", AuthorityError::BadPort),
+            ("a..b", AuthorityError::BadName),
+            ("a, b", AuthorityError::BadName),
+            ("a/b", AuthorityError::BadName),
+        ] {
+            assert_eq!(check_host(authority), Err(error), "{authority}");
         }
     }
 

@@ -4,14 +4,20 @@
 //! Never a cause: that would tell a stranger what the policy holds or how the mesh is built.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use kiro_core::fields;
 
 use crate::reject::Reject;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Says on an HTTP/1 answer that its connection ends. The library ends it where a request's body was not read to its end, since what
+/// is left of it can't be told from a request, and leaves it to us to say so (RFC 9112 9.6).
+pub(crate) fn closes(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+}
 
 /// The answer to a refused request.
 pub(crate) fn refusal(reject: Reject, grpc: bool) -> Response<Bytes> {

@@ -121,10 +121,11 @@ fn frame(headers: &mut HeaderMap, body: &AppBody) {
         // as a plain number, whatever it came as.
         AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) | AppBody::Gated(..) => {
             match length(headers) {
-                Some(length) => {
+                Some(length) if length > 0 => {
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 }
-                None => {
+                // A stream that is to bring nothing has not ended yet, and the head would say that it has.
+                Some(_) | None => {
                     headers.remove(CONTENT_LENGTH);
                     headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
                 }

@@ -51,6 +51,11 @@ pub(crate) enum BodyError {
 }
 
 impl BodyError {
+    /// An error of a client's stream, which else would be taken for a peer's.
+    pub(crate) fn of_client(self) -> Self {
+        if let BodyError::Stream(error) = self { BodyError::Client(error) } else { self }
+    }
+
     /// What a client's body that broke off like this is refused for.
     pub(crate) fn by_client(&self) -> Refused {
         let reject = match self {
@@ -418,7 +423,7 @@ impl Body for AnswerBody {
         let frame = match &mut this.source {
             Source::Fixed(text) => text.take().map(|text| Ok(Frame::data(text))),
             Source::Peer { body, .. } => cleaned(ready!(body.poll(cx))),
-            Source::App(answer) => ready!(Pin::new(answer).poll_frame(cx)),
+            Source::App(answer) => cleaned(ready!(Pin::new(answer).poll_frame(cx))),
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

@@ -57,14 +57,9 @@ impl Body for RequestBody {
                 }
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| Ok(frame?)))
             }
-            RequestBody::Http2(body) => body.poll(cx).map(|frame| {
-                frame.map(|frame| {
-                    frame.map_err(|error| match error {
-                        BodyError::Stream(error) => BodyError::Client(error),
-                        other => other,
-                    })
-                })
-            }),
+            RequestBody::Http2(body) => {
+                body.poll(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::of_client)))
+            }
         }
     }
 

@@ -121,6 +121,7 @@ pub(crate) struct Exchange {
     policy: &'static str,
     denial: Option<Denial>,
     request_body: Option<Rc<Progress>>,
+    read_whole: bool,
     bytes_out: u64,
     upstream: Option<SocketAddr>,
     attempts: u32,
@@ -162,6 +163,7 @@ impl Exchange {
             policy: "none",
             denial: None,
             request_body: None,
+            read_whole: false,
             bytes_out: 0,
             upstream: None,
             attempts: 0,
@@ -254,6 +256,12 @@ impl Exchange {
         let progress = Progress::new();
         progress.moved(bytes);
         self.request_body = Some(progress);
+        self.read_whole = true;
+    }
+
+    /// Whether the request's body was read whole before it was sent on.
+    pub(crate) fn has_read_body(&self) -> bool {
+        self.read_whole
     }
 
     /// Notes the answer's status.

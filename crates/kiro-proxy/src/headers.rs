@@ -72,10 +72,24 @@ pub(crate) fn requested_authority(head: &request::Parts) -> Result<&str, Refused
         if host.is_none() && head.version == Version::HTTP_11 {
             return Err(Reject::HostMissing.into());
         }
+        // RFC 9113 8.3.1: a Host that says something else than `:authority` makes the request malformed.
+        if head.version == Version::HTTP_2
+            && !host.is_none_or(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()))
+        {
+            return Err(Refused::new(Reject::AuthorityInvalid, "Host differs from :authority"));
+        }
+        // Host is not gone by here, and still an invalid one is 400 (RFC 9112 3.2). An empty one is valid.
+        if let Some(host) = host.filter(|host| !host.is_empty()) {
+            check_host(host.to_str().map_err(|_| Reject::AuthorityInvalid)?)?;
+        }
         return Ok(authority.as_str());
     }
     let host = host.ok_or(Reject::HostMissing)?;
     host.to_str().map_err(|_| Reject::AuthorityInvalid.into())
+}
+
+fn check_host(host: &str) -> Result<(), Refused> {
+    authority::check_host(host).map_err(|error| Refused::new(Reject::AuthorityInvalid, error.to_string()))
 }
 
 fn single_host(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Refused> {
@@ -104,6 +118,8 @@ pub(crate) fn ingress<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
         ));
     }
     let authority = requested_authority(&admitted.head)?;
+    // RFC 9112 3.2: what is no valid Host is 400, also where any name would do.
+    check_host(authority)?;
     let host = HeaderValue::from_str(authority).map_err(|_| Reject::AuthorityInvalid)?;
     admitted.head.headers.insert(HOST, host);
     strip_own(&mut admitted.head.headers);
@@ -117,39 +133,98 @@ fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     }
     single_host(&head.headers)?;
     let kind = kind_of(&head)?;
+    check_form(&head, kind)?;
     no_body_with(kind, &head.headers)?;
     let ambiguous = if kind == Kind::Tunnel { false } else { screen_target(&head)? };
-    one_coding(&head.headers)?;
-    strip_hop_by_hop(&mut head.headers)?;
+    if !one_coding(&head.headers) {
+        return Err(Refused::new(Reject::HeaderInvalid, "a transfer coding other than one `chunked`"));
+    }
+    if let Some(name) = strip_hop_by_hop(&mut head.headers) {
+        return Err(Refused::new(Reject::HeaderInvalid, format!("Connection names `{name}`")));
+    }
     plain_length(&mut head.headers);
     Ok(Admitted { head, body, kind, ambiguous })
 }
 
+/// Authority-form is CONNECT's and nobody else's, with a port (RFC 9112 3.2.3, RFC 9110 9.3.6), and what is asked for by another scheme
+/// is not to be had by HTTP. The URI type takes each of them for what it needs.
+fn check_form(head: &request::Parts, kind: Kind) -> Result<(), Refused> {
+    let (scheme, authority) = (head.uri.scheme(), head.uri.authority());
+    let wrong = match (kind, authority) {
+        (Kind::Tunnel, Some(authority))
+            if scheme.is_none() && head.uri.path_and_query().is_none() && authority.port().is_some() =>
+        {
+            return Ok(());
+        }
+        (Kind::Tunnel, _) => "CONNECT asks for `name:port`",
+        (Kind::Plain | Kind::WebSocket, None) => return Ok(()),
+        (Kind::Plain | Kind::WebSocket, Some(_)) => match scheme {
+            Some(scheme) if [Scheme::HTTP, Scheme::HTTPS].iter().any(|http| is_scheme(scheme, http)) => {
+                return Ok(());
+            }
+            Some(_) => "the target's scheme is neither http nor https",
+            None => "a target that is an authority alone",
+        },
+    };
+    Err(Refused::new(Reject::AuthorityInvalid, wrong))
+}
+
+/// A scheme has no case (RFC 3986 3.1).
+fn is_scheme(scheme: &Scheme, known: &Scheme) -> bool {
+    scheme.as_str().eq_ignore_ascii_case(known.as_str())
+}
+
 /// The one coding that is undone here is `chunked`. Any other before it would be lost with the field, which concerns one hop, and
-/// the application would read coded bytes as they are; `chunked` twice is forbidden (RFC 9112 6.1).
-fn one_coding(headers: &HeaderMap) -> Result<(), Refused> {
+/// the receiver would read coded bytes as they are; `chunked` twice is forbidden (RFC 9112 6.1).
+fn one_coding(headers: &HeaderMap) -> bool {
     let mut codings = headers
         .get_all(TRANSFER_ENCODING)
         .iter()
         .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|coding| !coding.is_empty());
-    let chunked = codings.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked"));
-    if chunked && codings.next().is_none() {
-        return Ok(());
-    }
-    Err(Refused::new(Reject::HeaderInvalid, "a transfer coding other than one `chunked`"))
+    let chunked = match codings.next() {
+        Some(coding) => coding.eq_ignore_ascii_case(b"chunked"),
+        None => !headers.contains_key(TRANSFER_ENCODING),
+    };
+    chunked && codings.next().is_none()
 }
 
-/// Writes a length without leading zeros, of which the HTTP/2 library between sidecars takes no more than 18. What the HTTP/1
-/// library has taken for a length is a number.
+/// Writes a length once and without leading zeros, of which the HTTP/2 library between sidecars takes few. What the HTTP/1 library has
+/// taken for a length is a number, or in an answer a list of one and the same (RFC 9110 8.6).
 fn plain_length(headers: &mut HeaderMap) {
-    let Some(length) = headers.get(CONTENT_LENGTH) else { return };
-    if length.as_bytes().starts_with(b"0")
-        && let Some(length) = length.to_str().ok().and_then(|length| length.parse::<u64>().ok())
-    {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    let Some(length) = headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) else { return };
+    let plain = !length.starts_with(b"0") && length.iter().all(u8::is_ascii_digit);
+    if plain && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none() {
+        return;
     }
+    let first = length.split(|&byte| byte == b',').next().unwrap_or_default().trim_ascii();
+    let number = std::str::from_utf8(first).ok().and_then(|first| first.parse::<u64>().ok());
+    headers.remove(CONTENT_LENGTH);
+    if let Some(number) = number {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(number));
+    }
+}
+
+/// Frames the application's answer anew, by RFC 9112 6.3: chunks win over a length beside them, which the HTTP library has not gone
+/// by and would pass on. An error says what can't be passed on.
+pub(crate) fn frame_answer(headers: &mut HeaderMap) -> Result<(), &'static str> {
+    if !one_coding(headers) {
+        return Err("the application answered in a transfer coding other than one `chunked`");
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    plain_length(headers);
+    Ok(())
+}
+
+/// Whether a 101 switches to the one protocol that was asked for (RFC 9110 7.8).
+pub(crate) fn switches_to_websocket(headers: &HeaderMap) -> bool {
+    let mut upgrades = headers.get_all(UPGRADE).iter();
+    let websocket =
+        upgrades.next().is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes()));
+    websocket && upgrades.next().is_none()
 }
 
 /// In HTTP/1 the library counts, and what it refuses is logged; in HTTP/2 it would refuse in silence.
@@ -258,9 +333,10 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 
 /// Takes out what concerns one hop alone: `Connection`, all that it names, and the fields of RFC 9110 7.6.1.
 ///
-/// A `Connection` that names a field which has to travel (Host, Content-Length, one of the trace or our own) is an attack on
-/// the next hop and is refused for the first two; ours are taken out in any case.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refused> {
+/// A `Connection` that names a field which has to travel (Host, a length, credentials) is an attack on the next hop: that field stays,
+/// and is given for the refusal. Ours are taken out in any case.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderName> {
+    let mut has_to_travel = None;
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -271,10 +347,9 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refused> {
         headers.remove(CONNECTION);
         for name in named {
             if name == HOST || name == CONTENT_LENGTH || name == header::AUTHORIZATION {
-                return Err(Refused::new(Reject::HeaderInvalid, format!("Connection names `{name}`")));
-            }
-            // The body's framing is read from these by the HTTP library, before this point.
-            if name != TE && name != TRAILER {
+                has_to_travel = Some(name);
+            } else if name != TE && name != TRAILER {
+                // The body's framing is read from these by the HTTP library, before this point.
                 headers.remove(name);
             }
         }
@@ -289,12 +364,14 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refused> {
     ] {
         headers.remove(name);
     }
-    if let Some(te) = headers.remove(TE)
-        && has_token(&te, "trailers")
-    {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+    if headers.contains_key(TE) {
+        let trailers = headers.get_all(TE).iter().any(|te| has_token(te, "trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
     }
-    Ok(())
+    has_to_travel
 }
 
 /// Takes out all of our own fields: what no application and nobody outside may say.

@@ -78,6 +78,7 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let trace = spans::outside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
+    let has_body = !http_body::Body::is_end_stream(&body);
     let request = Request::from_parts(head, body);
     let answered = Box::pin(story(&worker, &via, tls, request, client, &mut exchange)).await;
     match answered {
@@ -88,8 +89,11 @@ pub(crate) async fn answer(
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Err(refused) => {
             exchange.refused(&refused);
-            answer::refusal(refused.reject, exchange.is_grpc())
-                .map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+            let mut response = answer::refusal(refused.reject, exchange.is_grpc());
+            if has_body && turn.is_some() {
+                answer::closes(response.headers_mut());
+            }
+            response.map(|text| AnswerBody::fixed(text, Some(exchange), turn))
         }
     }
 }

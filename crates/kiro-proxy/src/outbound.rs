@@ -110,6 +110,7 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let trace = spans::inside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &via, &head, trace);
+    let has_body = !http_body::Body::is_end_stream(&body);
     let answered = Box::pin(story(&worker, Request::from_parts(head, body), client, &mut exchange)).await;
     match answered {
         Ok(Answered::Response(response, slot, upload)) => {
@@ -118,6 +119,9 @@ pub(crate) async fn answer(
             // A refusal of gRPC is a 200 to gRPC alone.
             let status = refused.filter(|_| exchange.is_grpc()).map_or(head.status, Reject::status);
             exchange.status(status);
+            if turn.is_some() && upload.as_ref().is_some_and(|upload| !upload.is_done()) {
+                answer::closes(&mut head.headers);
+            }
             Response::from_parts(head, AnswerBody::peer(recv, slot, upload, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
@@ -135,8 +139,11 @@ pub(crate) async fn answer(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            answer::refusal(refused.reject, exchange.is_grpc())
-                .map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+            let mut response = answer::refusal(refused.reject, exchange.is_grpc());
+            if has_body && !exchange.has_read_body() && turn.is_some() {
+                answer::closes(response.headers_mut());
+            }
+            response.map(|text| AnswerBody::fixed(text, Some(exchange), turn))
         }
     }
 }

@@ -137,6 +137,11 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
+    /// Whether it has come to its end.
+    pub(crate) fn is_done(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// How far it has come.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
@@ -183,7 +188,7 @@ async fn stream_body(
 ) {
     let Err(error) = send(body, &mut stream, &mut watcher, pace).await else { return };
     if let BodyError::Stream(error) = &error
-        && (error.is_reset() || error.is_go_away() || error.is_io())
+        && (error.reason().is_some() || error.is_io())
     {
         // The peer's doing: its answer, or its reset, says what there is to say.
         return;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -193,10 +193,21 @@ pub(super) async fn send(
                 ));
             }
             Some(Ok(mut response)) => {
+                let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                if switches && !headers::switches_to_websocket(response.headers()) {
+                    return Err(Refused::new(
+                        Reject::AppReset,
+                        "the application switched to a protocol that it was not asked for",
+                    ));
+                }
+                headers::frame_answer(response.headers_mut())
+                    .map_err(|error| Refused::new(Reject::AppReset, error))?;
+                // The version is this hop's (RFC 9112 2.3); the HTTP library would answer the client in an old application's.
+                *response.version_mut() = Version::HTTP_11;
                 // Whatever the answer is, what follows it on this connection may not be HTTP; and a body that was never asked for is
                 // still to come.
                 connection.spent = upgrade || told.is_some_and(|told| !told.may_send());
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                if switches {
                     connection.driver.release();
                 }
                 headers::response(response.headers_mut(), false);

@@ -45,10 +45,12 @@ fn checked(name: &str) -> bool {
 impl Seen {
     /// One line of the corpus.
     pub(crate) fn show(&self) -> String {
-        let mut parts = vec![self.line.clone()];
-        parts.extend(
-            self.fields.iter().filter(|field| *field != &("host".to_owned(), "callee".to_owned())).map(pair),
-        );
+        let mut parts = vec![self.line.split(' ').map(short).collect::<Vec<_>>().join(" ")];
+        for field in self.fields.chunk_by(|one, other| one == other) {
+            let plain = field[0] == ("host".to_owned(), "callee".to_owned());
+            let times = if field.len() > 1 { format!(" ({} times)", field.len()) } else { String::new() };
+            parts.extend((!plain).then(|| pair(&field[0]) + &times));
+        }
         match (&self.framing, self.whole) {
             (Some(framing), true) => parts.push(format!("{framing}: {}", show(&self.body))),
             // How much of it has come is the kernel's business.
@@ -82,7 +84,17 @@ impl Seen {
 }
 
 fn pair((name, value): &(String, String)) -> String {
-    format!("{name}: {}", value.as_bytes().escape_ascii())
+    format!("{}: {}", short(name), short(value))
+}
+
+/// The bytes of a field, each of which is kept as one character.
+fn latin1(text: &str) -> Vec<u8> {
+    text.chars().map(|character| u8::try_from(u32::from(character)).unwrap_or(b'?')).collect()
+}
+
+/// What is long is told by its length.
+fn short(text: &str) -> String {
+    if text.len() > 100 { format!("({} bytes)", text.len()) } else { latin1(text).escape_ascii().to_string() }
 }
 
 /// The application.

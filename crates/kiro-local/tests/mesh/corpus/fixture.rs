@@ -85,6 +85,9 @@ pub(crate) struct AppScript {
     pub(crate) answer: Option<Vec<u8>>,
     /// `app-then: close`: closes afterwards.
     pub(crate) closes: bool,
+    /// `app-then: break`: closes before its answer has ended. Whether the answer's head was on its way by then is a matter of luck, so
+    /// all that is looked at is that the client gets no whole answer.
+    pub(crate) breaks: bool,
     /// `app-when: head`: answers without having read the body.
     pub(crate) early: bool,
 }
@@ -164,6 +167,7 @@ impl Draft {
             ("then", "answered") => self.steps.push(Step::AwaitAnswer),
             ("app", _) => self.app_text.get_or_insert_default().push_str(value),
             ("app-then", "close") => self.app.closes = true,
+            ("app-then", "break") => (self.app.closes, self.app.breaks) = (true, true),
             ("app-when", "head") => self.app.early = true,
             ("then" | "app-then" | "app-when", _) => {
                 return Err(format!("`{key}: {value}`: see `Step` and `AppScript` for what there is"));

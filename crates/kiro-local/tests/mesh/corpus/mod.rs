@@ -6,14 +6,18 @@
 mod backend;
 mod fixture;
 mod http1;
+mod http2;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use backend::Backend;
 use fixture::{Case, Fixture, Front};
+use tokio::net::TcpStream;
 
+use crate::hostile::{Leaf, MESH, client, handshake};
 use crate::support::{Answer, Spec, World, eventually, raw};
 
 /// What came of a case at one front.
@@ -25,6 +29,8 @@ pub(crate) struct Outcome {
     answers: usize,
     /// Those of 2xx and 101.
     served: usize,
+    /// Those of 2xx that did not break off.
+    whole: usize,
     /// Whether a 400 came by the sidecar or its library.
     bad_request: bool,
     /// Whether the last answer said that the connection ends.
@@ -81,13 +87,29 @@ impl Stage {
         }
     }
 
+    /// Meets a front as the case's client.
+    async fn meet(&self, case: &Case, front: Front, probe: &str) -> Result<Outcome, String> {
+        let address = self.address(front);
+        if !front.is_http2() {
+            return http1::play(address, case, probe, &self.backend).await;
+        }
+        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        if front != Front::Peer {
+            return http2::play(stream, case, (probe, "http"), &self.backend).await;
+        }
+        let config = client(&self.world, Some(&Leaf::of(&self.world, "caller")), MESH);
+        let stream =
+            handshake(stream, "callee", &Arc::new(config)).await.map_err(|error| error.to_string())?;
+        http2::play(stream, case, (probe, "https"), &self.backend).await
+    }
+
     /// Plays a case and gives what came of it, in the corpus' words.
     async fn play(&mut self, case: &Case, front: Front) -> Result<Played, String> {
         self.played += 1;
         let probe = format!("/probe/{}", self.played);
         let fence = format!("/fence/{}", self.played);
         self.backend.begin(&case.app);
-        let outcome = http1::play(self.address(front), case, &probe, &self.backend).await?;
+        let outcome = self.meet(case, front, &probe).await?;
         // Another client's request: it is served whatever the case has done, and ends what the case is accounted for.
         let by = if front == Front::Peer { Front::Outbound } else { front };
         let request =
@@ -106,7 +128,9 @@ impl Stage {
                 .filter_map(|seen| seen.check(caller).err()),
         );
         let whole = seen.iter().filter(|seen| seen.whole && !seen.line.contains("/fence/")).count();
-        if whole > outcome.answers || (case.app.answer.is_none() && whole > outcome.served) {
+        if (whole > outcome.answers && !case.app.breaks)
+            || (case.app.answer.is_none() && whole > outcome.served)
+        {
             faults.push(format!(
                 "the application got {whole} requests, the client {} answers",
                 outcome.answers
@@ -121,8 +145,16 @@ impl Stage {
         let waits = case.steps.iter().any(|step| matches!(step, fixture::Step::AwaitSeen));
         seen.retain(|seen| !is_own(&seen.line) && (seen.whole || waits));
         let mut lines = outcome.lines;
+        let mut answers = outcome.answers;
+        if case.app.breaks {
+            if outcome.whole > usize::from(outcome.probed) {
+                faults.push("a whole answer, where the application gave none".to_owned());
+            }
+            // The access line of what broke off without an answer is written all the same.
+            (lines, answers) = (vec!["< broken off".to_owned()], answers.max(1));
+        }
         lines.extend(seen.iter().map(|seen| format!("> {}", seen.show())));
-        Ok(Played { case: 0, front, lines, faults, answers: outcome.answers, fence })
+        Ok(Played { case: 0, front, lines, faults, answers, fence })
     }
 
     /// How many access lines each case has made: those between two fences, at each front.
@@ -234,9 +266,28 @@ async fn check(files: &[&str], top: &'static str, at_least: usize) {
     assert!(stage.world.stop().await);
 }
 
-const HTTP1: &[&str] = &["framing.txt"];
+const HTTP1: &[&str] = &["framing.txt", "heads.txt", "answers.txt"];
 
 #[tokio::test]
 async fn http_1() {
-    check(HTTP1, "", 300).await;
+    check(HTTP1, "", 1300).await;
+}
+
+#[tokio::test]
+async fn http_2() {
+    check(&["http2.txt"], "", 100).await;
+}
+
+/// What signatures change is who is believed, and nothing about framing.
+#[tokio::test]
+async fn http_1_without_signatures() {
+    if !updates() {
+        check(HTTP1, "signatures: off", 1300).await;
+    }
+}
+
+/// Without signatures, so that raw frames get past them: what is malformed is refused before anybody asks for one.
+#[tokio::test]
+async fn http_2_of_a_peer() {
+    check(&["peer.txt"], "signatures: off", 40).await;
 }
