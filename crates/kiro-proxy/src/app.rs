@@ -177,6 +177,16 @@ pub(crate) async fn send(
     }
 }
 
+/// Refuses an answer like any other that a stream can't carry: where a handshake came by HTTP/2, a 2xx means that the stream is open
+/// (RFC 8441 5).
+pub(crate) fn not_opened(answer: &Response<AppAnswer>) -> Result<(), Refused> {
+    let status = answer.status();
+    if status.is_success() {
+        return Err(Refused::new(Reject::AppNoUpgrade, format!("the application answered {status}")));
+    }
+    Ok(())
+}
+
 /// What an application made of a WebSocket handshake.
 pub(crate) enum Handshake {
     /// Bytes from here on; the head says with which subprotocol and extensions.
@@ -194,8 +204,6 @@ pub(crate) async fn websocket(
     let state = Rc::clone(exchange.state());
     let interim = Interim::unwanted();
     let sending = outgoing.sending(worker, exchange, &interim);
-    let no_upgrade =
-        |status| Err(Refused::new(Reject::AppNoUpgrade, format!("the application answered {status}")));
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
             let answered = http2::send(worker, &state, sending).await?;
@@ -218,8 +226,6 @@ pub(crate) async fn websocket(
                     let stream = http1::upgraded(&mut response).await?;
                     Ok(Handshake::Open(response.into_parts().0.headers, stream))
                 }
-                // Between sidecars, and to HTTP/2 clients, a 2xx means that the stream is open (RFC 8441 5).
-                status if status.is_success() => no_upgrade(status),
                 _ => Ok(Handshake::Answered(response.map(|body| AppAnswer::http1(body, connection)))),
             }
         }

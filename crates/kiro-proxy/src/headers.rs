@@ -143,6 +143,10 @@ fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
         return Err(Refused::new(Reject::HeaderInvalid, format!("Connection names `{name}`")));
     }
     plain_length(&mut head.headers);
+    if kind == Kind::WebSocket && head.version == Version::HTTP_2 {
+        // In HTTP/2 there is none, and an application that speaks HTTP/1.1 wants one.
+        websocket::ensure_key(&mut head.headers);
+    }
     Ok(Admitted { head, body, kind, ambiguous })
 }
 
@@ -455,7 +459,6 @@ pub(crate) fn for_app(head: &mut request::Parts, kind: Kind, caller: &HeaderValu
         head.method = Method::GET;
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
-        websocket::ensure_key(&mut head.headers);
     } else if head.headers.contains_key(TE) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }

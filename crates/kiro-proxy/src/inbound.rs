@@ -354,7 +354,10 @@ async fn websocket(
     let trusted = trusted.with_body(AppBody::Empty);
     let outgoing = app::dress(trusted, exchange, &connection.caller_value, None, app::Broken::default())?;
     match app::websocket(worker, outgoing, exchange).await? {
-        Handshake::Answered(response) => Ok(Answered::Response(response)),
+        Handshake::Answered(response) => {
+            app::not_opened(&response)?;
+            Ok(Answered::Response(response))
+        }
         Handshake::Open(headers, app) => {
             Ok(Answered::Stream(tunnel::opened(worker, headers, app, recv, claim)?))
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::SEC_WEBSOCKET_KEY;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Version};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -151,7 +151,12 @@ async fn websocket(
     let (version, key) = (trusted.version(), trusted.header(&SEC_WEBSOCKET_KEY).cloned());
     let outgoing = outgoing(trusted, exchange)?;
     match app::websocket(worker, outgoing, exchange).await? {
-        Handshake::Answered(response) => Ok(Answered::Response(response)),
+        Handshake::Answered(response) => {
+            if version == Version::HTTP_2 {
+                app::not_opened(&response)?;
+            }
+            Ok(Answered::Response(response))
+        }
         Handshake::Open(headers, app) => {
             let registered = worker.tunnels.register(claim, &worker.snapshot())?;
             let answer = websocket::opened(headers, version, key.as_ref());

@@ -43,15 +43,20 @@ fn checked(name: &str) -> bool {
 }
 
 impl Seen {
-    /// One line of the corpus.
-    pub(crate) fn show(&self) -> String {
+    /// One line of the corpus. Of a client's body that came by a stream (`by_stream`), what has come by the time that its head is looked
+    /// at decides whether a length is known: both are right.
+    pub(crate) fn show(&self, by_stream: bool) -> String {
         let mut parts = vec![self.line.split(' ').map(short).collect::<Vec<_>>().join(" ")];
         for field in self.fields.chunk_by(|one, other| one == other) {
             let plain = field[0] == ("host".to_owned(), "callee".to_owned());
             let times = if field.len() > 1 { format!(" ({} times)", field.len()) } else { String::new() };
-            parts.extend((!plain).then(|| pair(&field[0]) + &times));
+            // A sidecar makes one up where an HTTP/2 client has none.
+            let made = field[0].0 == "sec-websocket-key";
+            let shown = if made { field[0].0.clone() } else { pair(&field[0]) };
+            parts.extend((!plain).then(|| shown + &times));
         }
         match (&self.framing, self.whole) {
+            (Some(_), true) if by_stream => parts.push(format!("body: {}", show(&self.body))),
             (Some(framing), true) => parts.push(format!("{framing}: {}", show(&self.body))),
             // How much of it has come is the kernel's business.
             (Some(framing), false) => parts.push(format!("{framing}, no end")),

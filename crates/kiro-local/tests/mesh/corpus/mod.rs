@@ -153,7 +153,10 @@ impl Stage {
             // The access line of what broke off without an answer is written all the same.
             (lines, answers) = (vec!["< broken off".to_owned()], answers.max(1));
         }
-        lines.extend(seen.iter().map(|seen| format!("> {}", seen.show())));
+        lines.extend(
+            seen.iter()
+                .map(|seen| format!("> {}", seen.show(matches!(front, Front::Outbound2 | Front::Ingress2)))),
+        );
         Ok(Played { case: 0, front, lines, faults, answers, fence })
     }
 
