@@ -202,11 +202,14 @@ pub(super) async fn send(
                 }
                 headers::frame_answer(response.headers_mut())
                     .map_err(|error| Refused::new(Reject::AppReset, error))?;
+                // Whatever the answer to a handshake is, what follows it on this connection may not be HTTP; a body that was never asked
+                // for is still to come; and after an answer of HTTP/1.0 the library would write the next request in that version, in
+                // which there are no chunks.
+                connection.spent = upgrade
+                    || told.is_some_and(|told| !told.may_send())
+                    || response.version() == Version::HTTP_10;
                 // The version is this hop's (RFC 9112 2.3); the HTTP library would answer the client in an old application's.
                 *response.version_mut() = Version::HTTP_11;
-                // Whatever the answer is, what follows it on this connection may not be HTTP; and a body that was never asked for is
-                // still to come.
-                connection.spent = upgrade || told.is_some_and(|told| !told.may_send());
                 if switches {
                     connection.driver.release();
                 }

@@ -11,6 +11,9 @@ use super::backend::Backend;
 use super::fixture::{Case, Step, show, unescape};
 use crate::support::PATIENCE;
 
+/// The body of the answer to a request that the application's connection has not outlived.
+const LOST: &[u8] = b"{\"reject\":\"app_reset\"}\n";
+
 /// Plays a case. The next request on the same connection, `probe`, shows whether it stands, and that no bytes are left over on it.
 pub(crate) async fn play(
     address: SocketAddr,
@@ -48,8 +51,8 @@ pub(crate) async fn play(
         outcome.lines.push(format!("< then {}", show(&client.read)));
         return Ok(outcome);
     }
+    let request = format!("GET http://callee{probe} HTTP/1.1\r\nHost: callee\r\n\r\n");
     if !ends && !client.ended {
-        let request = format!("GET http://callee{probe} HTTP/1.1\r\nHost: callee\r\n\r\n");
         client.send(request.as_bytes()).await;
     }
     while client.answer(Asks::Other, &mut outcome).await? {
@@ -58,6 +61,11 @@ pub(crate) async fn play(
             outcome.lines.push("< open".to_owned());
             outcome.probed = true;
             return Ok(outcome);
+        }
+        if outcome.last_body == LOST && case.app.closes {
+            // The probe came to the application's connection in the moment in which that was closed.
+            outcome.lines.pop();
+            client.send(request.as_bytes()).await;
         }
     }
     // RFC 9112 9.6: who is about to close says so in its last answer, unless that was sent before it could know.
