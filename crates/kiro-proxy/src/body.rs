@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use kiro_core::signature::Verified;
@@ -65,6 +65,17 @@ impl BodyError {
             }
         };
         Refused::new(reject, app::error_chain(self))
+    }
+
+    /// What the receiver of a body that broke off is told: the sender's own word where there is one. NO_ERROR would make it a whole one.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            BodyError::Stream(error) | BodyError::Client(error) => {
+                error.reason().filter(|reason| *reason != Reason::NO_ERROR)
+            }
+            BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
+        }
+        .unwrap_or(Reason::INTERNAL_ERROR)
     }
 }
 

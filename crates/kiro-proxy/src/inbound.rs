@@ -11,8 +11,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use kiro_core::fields;
 use kiro_core::identity::ServiceName;
@@ -275,6 +276,7 @@ async fn settle_body(
     connection: &Rc<PeerConnection>,
     exchange: &mut Exchange,
 ) -> Result<app::Outgoing, Refused> {
+    // Without a length the end is a frame of its own.
     let (trusted, recv, rule) = trusted.take_body();
     let broken = app::Broken::default();
     let (body, progress) = match rule {
@@ -378,7 +380,7 @@ async fn relay(
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
     let pace = if exchange.is_grpc() { Pace::Call } else { Pace::Answer };
     if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
-        stream.send_reset(Reason::INTERNAL_ERROR);
+        stream.send_reset(error.reason());
         return Err(error);
     }
     Ok(())

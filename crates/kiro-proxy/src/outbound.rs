@@ -116,9 +116,16 @@ pub(crate) async fn answer(
         Ok(Answered::Response(response, slot, upload)) => {
             let (mut head, recv) = response.into_parts();
             let refused = tidy(&mut head.headers, &mut exchange);
-            // A refusal of gRPC is a 200 to gRPC alone.
-            let status = refused.filter(|_| exchange.is_grpc()).map_or(head.status, Reject::status);
-            exchange.status(status);
+            if let Some(reject) = refused.filter(|_| head.status.is_success()) {
+                // A refusal of gRPC, which is a 200 to gRPC alone.
+                exchange.status(reject.status());
+                if !exchange.is_grpc() {
+                    return answer::refusal(reject, false)
+                        .map(|text| AnswerBody::fixed(text, Some(exchange), turn));
+                }
+            } else {
+                exchange.status(head.status);
+            }
             if turn.is_some() && upload.as_ref().is_some_and(|upload| !upload.is_done()) {
                 answer::closes(&mut head.headers);
             }

@@ -219,7 +219,7 @@ impl Peer {
             body.extend_from_slice(&piece?);
         }
         let reject = head.headers.get("x-kiro-reject").map(|code| code.to_str().unwrap().to_owned());
-        Ok(Reply { status: head.status.as_u16(), reject, body: body.freeze() })
+        Ok(Reply { status: head.status.as_u16(), reject, headers: head.headers, body: body.freeze() })
     }
 }
 
@@ -258,6 +258,7 @@ pub(crate) enum Body {
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) reject: Option<String>,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 

@@ -10,6 +10,7 @@
 
 mod client;
 mod fake;
+mod h2_ends;
 mod hostile;
 mod support;
 
@@ -19,6 +20,7 @@ mod bodies;
 mod corpus;
 mod failures;
 mod framing;
+mod grpc;
 mod happy;
 mod ingress;
 mod policy;

@@ -2,8 +2,7 @@
 //!
 //! On few connections with many streams: another one is opened where those that are open have no room.
 
-use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use http::{Request, Response};
 use http_body::Body;
 use kiro_core::mesh::Timeout;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::http1::Sending;
@@ -25,8 +24,8 @@ use crate::limits;
 use crate::reject::{Refused, Reject};
 use crate::send::{Pace, Passing, send as send_body};
 use crate::state::State;
-use crate::upstream::connect::{self, Refusal};
-use crate::upstream::pool::{Slot, Upstream};
+use crate::upstream::connect::{self, Http2, Refusal};
+use crate::upstream::pool::{Slot, Upstream, Waiting};
 use crate::worker::Worker;
 
 /// Connections of one worker to an application that speaks HTTP/2.
@@ -34,60 +33,91 @@ pub(crate) struct AppConnections {
     open: RefCell<Vec<Rc<Upstream>>>,
     /// Whoever opens one holds this, so that a crowd does not open one each.
     opening: Mutex<()>,
+    /// A stream has ended, or a connection has.
+    freed: Rc<Notify>,
+    waiting: Cell<usize>,
 }
 
 impl AppConnections {
     /// None yet.
     pub(crate) fn new() -> Self {
-        Self { open: RefCell::default(), opening: Mutex::new(()) }
+        Self {
+            open: RefCell::default(),
+            opening: Mutex::new(()),
+            freed: Rc::default(),
+            waiting: Cell::new(0),
+        }
     }
 
     /// Lets all connections go; each ends when its last stream has.
     pub(crate) fn forget_all(&self) {
         self.open.borrow_mut().clear();
+        self.freed.notify_waiters();
     }
 
     fn forget(&self, ended: &Rc<Upstream>) {
         self.open.borrow_mut().retain(|upstream| !Rc::ptr_eq(upstream, ended));
+        // There is room for another connection.
+        self.freed.notify_waiters();
     }
 
     fn with_room(&self) -> Option<Slot> {
         self.open.borrow().iter().find_map(Upstream::slot_now)
     }
 
+    /// A place for a stream on any of the connections, as soon as there is one.
     async fn slot(&self, worker: &Rc<Worker>, state: &State) -> Result<Slot, Refused> {
         if let Some(slot) = self.with_room() {
             return Ok(slot);
         }
-        let opening = self.opening.lock().await;
-        if let Some(slot) = self.with_room() {
-            return Ok(slot);
+        if self.waiting.get() >= limits::STREAM_WAITERS {
+            let cause = format!("{} wait for a stream to the application", self.waiting.get());
+            return Err(Refused::new(Reject::QueueFull, cause));
         }
-        let full = {
-            let open = self.open.borrow();
-            if open.len() >= limits::APP_H2_CONNECTIONS { open.first().map(Rc::clone) } else { None }
-        };
-        if let Some(full) = full {
+        let _waiting = Waiting::new(&self.waiting);
+        loop {
+            let freed = self.freed.notified();
+            if let Some(slot) = self.with_room() {
+                return Ok(slot);
+            }
+            let opening = self.opening.lock().await;
+            if let Some(slot) = self.with_room() {
+                return Ok(slot);
+            }
+            if self.open.borrow().len() < limits::APP_H2_CONNECTIONS {
+                let upstream = self.open(worker, state).await?;
+                let slot = upstream.slot_now();
+                self.open.borrow_mut().push(upstream);
+                if let Some(slot) = slot {
+                    return Ok(slot);
+                }
+                continue;
+            }
             drop(opening);
-            return full.slot().await;
+            freed.await;
         }
-        let upstream = open(worker, state).await?;
-        self.open.borrow_mut().push(Rc::clone(&upstream));
-        drop(opening);
-        upstream.slot().await
+    }
+
+    /// Opens a connection. Until its SETTINGS have come nobody knows how many streams an application takes, and those above that it
+    /// refuses.
+    async fn open(&self, worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
+        let stream = super::tcp(worker, state).await?;
+        let (address, ends) = (address(worker, state), super::ends(&stream));
+        let parts =
+            Http2 { address, signer: None, refusal: Refusal::default(), freed: Rc::clone(&self.freed) };
+        let upstream = match super::tls(state, stream, ends).await? {
+            Wire::Plain(stream) => handshake(worker, stream, parts).await?,
+            Wire::Tls(stream) => handshake(worker, *stream, parts).await?,
+        };
+        if upstream.is_settled().await {
+            Ok(upstream)
+        } else {
+            Err(Refused::new(Reject::AppReset, format!("the application at {address} does not speak HTTP/2")))
+        }
     }
 }
 
-async fn open(worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
-    let stream = super::tcp(worker, state).await?;
-    let (address, ends) = (address(worker, state), super::ends(&stream));
-    match super::tls(state, stream, ends).await? {
-        Wire::Plain(stream) => handshake(worker, stream, address).await,
-        Wire::Tls(stream) => handshake(worker, *stream, address).await,
-    }
-}
-
-async fn handshake<S>(worker: &Rc<Worker>, stream: S, address: SocketAddr) -> Result<Rc<Upstream>, Refused>
+async fn handshake<S>(worker: &Rc<Worker>, stream: S, parts: Http2) -> Result<Rc<Upstream>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -97,7 +127,7 @@ where
             worker.app.http2.forget(upstream);
         }
     };
-    connect::http2(stream, address, None, Refusal::default(), ended)
+    connect::http2(stream, parts, ended)
         .await
         .map_err(|refused| Refused { reject: Reject::AppReset, cause: refused.cause })
 }
@@ -120,11 +150,16 @@ pub(super) async fn send(
 ) -> Result<Answered, Refused> {
     let Sending { request, progress, broken, upgrade, timeout, interim } = sending;
     let (head, mut body) = request.into_parts();
-    let mut again = true;
+    let (mut again, mut unsent) = (true, 0);
     loop {
         let slot = within(timeout, None, worker.app.http2.slot(worker, state)).await;
         let slot =
             slot.unwrap_or_else(|| Err(Refused::new(Reject::AppTimeout, "no stream with room in time")))?;
+        if upgrade && !slot.upstream().takes_extended_connect() {
+            let cause =
+                "the application takes no extended CONNECT (RFC 8441), which WebSocket over HTTP/2 needs";
+            return Err(Refused::new(Reject::AppNoUpgrade, cause));
+        }
         let copy = body.whole_copy();
         let request = Request::from_parts(head.clone(), ());
         let ends = !upgrade && body.is_end_stream();
@@ -150,6 +185,12 @@ pub(super) async fn send(
                 } else {
                     way.on(body, answering, interim).await?
                 }
+            }
+            // The connection takes no streams any more. Nothing of the request was sent, so it is no attempt.
+            Err(error) if (error.is_go_away() || error.is_io()) && unsent < limits::APP_H2_CONNECTIONS => {
+                worker.app.http2.forget(slot.upstream());
+                unsent += 1;
+                continue;
             }
             Err(error) => Err(error),
         };

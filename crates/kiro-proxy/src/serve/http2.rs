@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -190,16 +190,7 @@ async fn relay(
     }
     let sent = send(body, &mut stream, &mut Passing, pace).await;
     if let Err(error) = &sent {
-        stream.send_reset(reason(error));
+        stream.send_reset(error.reason());
     }
     sent
-}
-
-/// What a client is told of an answer that broke off: the peer's own word where there is one.
-fn reason(error: &BodyError) -> Reason {
-    match error {
-        BodyError::Stream(error) => error.reason().filter(|reason| *reason != Reason::NO_ERROR),
-        BodyError::Client(_) | BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
-    }
-    .unwrap_or(Reason::INTERNAL_ERROR)
 }

@@ -72,7 +72,19 @@ pub(crate) async fn connect(
             worker.upstreams.forget(upstream);
         }
     };
-    http2(stream, address, signer, refusal, ended).await
+    http2(stream, Http2 { address, signer, refusal, freed: Rc::default() }, ended).await
+}
+
+/// What a connection that speaks HTTP/2 has beside its stream.
+pub(crate) struct Http2 {
+    /// Where it leads.
+    pub(crate) address: SocketAddr,
+    /// What signs requests on it.
+    pub(crate) signer: Option<RefCell<Signer>>,
+    /// The other side's refusal of our certificate.
+    pub(crate) refusal: Refusal,
+    /// Who waits for a stream of it, or of one of its kind, is told by this.
+    pub(crate) freed: Rc<Notify>,
 }
 
 async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
@@ -93,9 +105,7 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
 /// Begins HTTP/2; `ended` learns of the connection's end.
 pub(crate) async fn http2<S>(
     stream: S,
-    address: SocketAddr,
-    signer: Option<RefCell<Signer>>,
-    refusal: Refusal,
+    Http2 { address, signer, refusal, freed }: Http2,
     ended: impl FnOnce(&Rc<Upstream>) + 'static,
 ) -> Result<Rc<Upstream>, Refused>
 where
@@ -121,7 +131,7 @@ where
         signer,
         in_flight: Cell::new(0),
         waiting: Cell::new(0),
-        freed: Notify::new(),
+        freed,
         closed: Cell::new(false),
         heard: Cell::new(Instant::now()),
         ping: RefCell::new(connection.ping_pong()),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -33,7 +33,7 @@ pub(crate) struct Upstream {
     pub(super) signer: Option<RefCell<Signer>>,
     pub(super) in_flight: Cell<usize>,
     pub(super) waiting: Cell<usize>,
-    pub(super) freed: Notify,
+    pub(super) freed: Rc<Notify>,
     pub(super) closed: Cell<bool>,
     /// When the peer was last heard of.
     pub(super) heard: Cell<Instant>,
@@ -136,11 +136,22 @@ impl Upstream {
                 continue;
             };
             let mut lent = Lent { ping: Some(ping), upstream: self };
-            if !lent.ask().await {
+            if !lent.ask(limits::PONG).await {
                 return false;
             }
             self.heard();
         }
+    }
+
+    /// Waits until the other side's SETTINGS are known. They are the first that it sends, so they have come when it answers a question.
+    pub(crate) async fn is_settled(&self) -> bool {
+        let ping = self.ping.borrow_mut().take();
+        Lent { ping, upstream: self }.ask(limits::HANDSHAKE).await
+    }
+
+    /// Whether the other side takes extended CONNECT (RFC 8441 3).
+    pub(crate) fn takes_extended_connect(&self) -> bool {
+        self.send.is_extended_connect_protocol_enabled()
     }
 
     /// Whether it has ended.
@@ -156,12 +167,12 @@ struct Lent<'a> {
 }
 
 impl Lent<'_> {
-    async fn ask(&mut self) -> bool {
+    async fn ask(&mut self, limit: Duration) -> bool {
         let Some(ping) = &mut self.ping else { return false };
         // A question that somebody left behind is still on its way; its answer serves as well.
         let _ = ping.send_ping(Ping::opaque());
         let answer = poll_fn(|cx| ping.poll_pong(cx));
-        matches!(tokio::time::timeout(limits::PONG, answer).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(limit, answer).await, Ok(Ok(_)))
     }
 }
 
@@ -172,10 +183,12 @@ impl Drop for Lent<'_> {
     }
 }
 
-struct Waiting<'a>(&'a Cell<usize>);
+/// One of those who wait for a stream.
+pub(crate) struct Waiting<'a>(&'a Cell<usize>);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
+    /// Counts it in, until it is dropped.
+    pub(crate) fn new(count: &'a Cell<usize>) -> Self {
         count.set(count.get() + 1);
         Self(count)
     }
