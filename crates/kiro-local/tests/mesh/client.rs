@@ -49,6 +49,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Answer::parse(&head)
     }
 
+    /// The head of a request, where this is an application.
+    pub(crate) async fn request_head(&mut self) -> String {
+        self.until(b"\r\n\r\n").await
+    }
+
+    /// Whether nothing comes for a moment.
+    pub(crate) async fn is_silent(&mut self) -> bool {
+        let moment = std::time::Duration::from_millis(50);
+        self.read.is_empty() && timeout(moment, self.stream.read_buf(&mut self.read)).await.is_err()
+    }
+
     /// An answer with its body, which has a length or is chunked.
     pub(crate) async fn answer(&mut self) -> Answer {
         let mut answer = self.head().await;

@@ -23,6 +23,7 @@ mod framing;
 mod grpc;
 mod happy;
 mod ingress;
+mod interim;
 mod policy;
 mod reload;
 mod renewal;
