@@ -158,6 +158,17 @@ pub(crate) enum ClientStream {
     Http2(H2Io),
 }
 
+impl ClientStream {
+    /// See [`H2Io::end_when_dropped`].
+    pub(crate) fn end_when_dropped(&mut self) {
+        match self {
+            // A connection of its own is like that by itself.
+            ClientStream::Http1(_) => {}
+            ClientStream::Http2(io) => io.end_when_dropped(),
+        }
+    }
+}
+
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

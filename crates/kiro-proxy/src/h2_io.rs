@@ -18,12 +18,28 @@ pub(crate) struct H2Io {
     recv: RecvStream,
     send: SendStream<Bytes>,
     unread: Bytes,
+    ends: bool,
+}
+
+impl Drop for H2Io {
+    fn drop(&mut self) {
+        if self.ends {
+            // Where the end was sent already, this fails, and nothing is lost.
+            let _ = self.send.send_data(Bytes::new(), true);
+        }
+    }
 }
 
 impl H2Io {
     /// Joins the halves.
     pub(crate) fn new(recv: RecvStream, send: SendStream<Bytes>) -> Self {
-        Self { recv, send, unread: Bytes::new() }
+        Self { recv, send, unread: Bytes::new(), ends: false }
+    }
+
+    /// Lets what was written arrive even where this is dropped without having been shut down, as a TCP connection does: a reset
+    /// throws away what the other side has not taken yet. For what has ends of its own inside.
+    pub(crate) fn end_when_dropped(&mut self) {
+        self.ends = true;
     }
 }
 

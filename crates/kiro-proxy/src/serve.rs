@@ -96,6 +96,8 @@ pub(crate) async fn encrypted<S>(
 /// Serves the bytes of a CONNECT tunnel to a service that speaks HTTP: each request inside is an outbound one of its own.
 pub(crate) async fn tunnelled(worker: Rc<Worker>, client: Upgrade, via: Rc<Via>) {
     let Some(mut client) = client.stream().await else { return };
+    // hyper drops a connection without a word when it has answered the last request on it.
+    client.end_when_dropped();
     let begun = tokio::time::timeout(limits::HEAD, read_first_bytes(&mut client)).await;
     let Ok(Ok((first, guessed))) = begun else { return };
     if guessed == Guess::Tls {

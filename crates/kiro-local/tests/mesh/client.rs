@@ -32,6 +32,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Self { stream, read: Vec::new() }
     }
 
+    /// The connection, where nothing was read ahead.
+    pub(crate) fn into_stream(self) -> S {
+        assert_eq!(self.text(), "", "nothing is lost");
+        self.stream
+    }
+
     /// Writes bytes; a connection that is closed already is not the writer's concern.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;

@@ -11,7 +11,7 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, response};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -38,7 +38,9 @@ impl Drop for H2Client {
 impl H2Client {
     /// Connects.
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        Self::on(TcpStream::connect(address).await.unwrap()).await
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::on(stream).await
     }
 
     /// Connects to a service's outbound proxy, as its application does.
@@ -243,6 +245,7 @@ impl H2App {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(serve(stream, builder.clone(), handler.clone()));
             }
@@ -280,4 +283,33 @@ pub(crate) fn answer(
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
     *response.headers_mut() = fields_of(fields);
     respond.send_response(response, ends).unwrap()
+}
+
+/// A stream as bytes both ways. An end is an end, a reset is one as well.
+pub(crate) fn bytes_of(mut recv: RecvStream, mut send: SendStream<Bytes>) -> DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(16 * 1024);
+    let (mut read, mut write) = tokio::io::split(ours);
+    tokio::spawn(async move {
+        while let Some(Ok(piece)) = recv.data().await {
+            if write.write_all(&piece).await.is_err()
+                || recv.flow_control().release_capacity(piece.len()).is_err()
+            {
+                return;
+            }
+        }
+        let _ = write.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(count) = read.read(&mut buffer).await {
+            if send_all(&mut send, Bytes::copy_from_slice(&buffer[..count]), false).await.is_err() {
+                return;
+            }
+            if count == 0 {
+                let _ = send.send_data(Bytes::new(), true);
+                return;
+            }
+        }
+    });
+    theirs
 }

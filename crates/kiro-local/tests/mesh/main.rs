@@ -35,3 +35,4 @@ mod tcp;
 mod tls;
 mod traces;
 mod tunnels;
+mod upgrades;
