@@ -13,7 +13,6 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use kiro_core::fields;
 use kiro_core::identity::ServiceName;
