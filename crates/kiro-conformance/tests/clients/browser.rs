@@ -4,8 +4,8 @@ use crate::support::process::{Server, command, wait_for};
 use crate::support::tools;
 use crate::support::world::{Spec, World};
 
-/// Lets Chromium open the page until it has told what it saw, and gives that.
-fn visit(url: impl Fn(&World) -> String) -> Option<serde_json::Value> {
+/// Lets Chromium open the page until it has told what it saw, and gives that. The protocol is what its WebSocket came by.
+fn visit(url: impl Fn(&World) -> String, protocol: &str) -> Option<serde_json::Value> {
     let chromium = tools::program("chromium", "chromium")?;
     let mut serve = tools::python("browser_app.py")?;
     let world = World::start(&Spec::pair());
@@ -29,6 +29,8 @@ fn visit(url: impl Fn(&World) -> String) -> Option<serde_json::Value> {
         app.written().contains("listener went").then_some(())
     });
     assert!(app.written().contains("socket closed with 4001"), "{}", app.written());
+    let socket = world.line("app", "the WebSocket", |line| line["path"] == "/socket");
+    assert_eq!(socket["protocol"], protocol, "{socket}");
     Some(result)
 }
 
@@ -44,14 +46,16 @@ fn check(seen: &serde_json::Value, protocol: &str) {
 #[test]
 #[ignore = "make conformance: needs Chromium and aiohttp"]
 fn a_page_hears_events_and_talks_by_a_socket() {
-    let Some(seen) = visit(|world| format!("http://{}/", world.ingress())) else { return };
+    let Some(seen) = visit(|world| format!("http://{}/", world.ingress()), "HTTP/1.1") else { return };
     check(&seen, "http/1.1");
 }
 
 #[test]
 #[ignore = "make conformance: needs Chromium and aiohttp"]
 fn a_page_by_tls_and_http_2_does_so_too() {
-    let Some(seen) = visit(|world| format!("https://localhost:{}/", world.ports("app").ingress_tls)) else {
+    let Some(seen) =
+        visit(|world| format!("https://localhost:{}/", world.ports("app").ingress_tls), "HTTP/2")
+    else {
         return;
     };
     check(&seen, "h2");

@@ -16,6 +16,7 @@ mod browser;
 mod curl;
 mod curl_bodies;
 mod grpc;
+mod nginx;
 mod streams;
 mod support;
 mod tcp;
