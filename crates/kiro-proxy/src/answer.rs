@@ -45,6 +45,15 @@ fn grpc_status(reject: Reject) -> Response<Bytes> {
     response
 }
 
+/// The trailers of a call whose answer broke off with the application's connection, or a peer's.
+pub(crate) fn grpc_broken() -> HeaderMap {
+    let lost = Reject::UpstreamReset;
+    HeaderMap::from_iter([
+        (GRPC_STATUS.clone(), HeaderValue::from(grpc_code(lost.status()))),
+        (GRPC_MESSAGE.clone(), HeaderValue::from_static(lost.code())),
+    ])
+}
+
 /// The code of gRPC for a status of HTTP, by gRPC's own table ("HTTP to gRPC Status Code Mapping"), but for what took too long: there the
 /// table can't know, and we do.
 fn grpc_code(status: StatusCode) -> u16 {

@@ -67,15 +67,14 @@ impl BodyError {
         Refused::new(reject, app::error_chain(self))
     }
 
-    /// What the receiver of a body that broke off is told: the sender's own word where there is one. NO_ERROR would make it a whole one.
-    pub(crate) fn reason(&self) -> Reason {
+    /// The word of whoever broke a stream off. NO_ERROR would make it a whole one.
+    pub(crate) fn word(&self) -> Option<Reason> {
         match self {
             BodyError::Stream(error) | BodyError::Client(error) => {
                 error.reason().filter(|reason| *reason != Reason::NO_ERROR)
             }
             BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
         }
-        .unwrap_or(Reason::INTERNAL_ERROR)
     }
 }
 

@@ -34,7 +34,7 @@ use crate::interim::Interim;
 use crate::limits;
 use crate::proof::{self, BodyRule, Trusted};
 use crate::reject::{Refused, Reject};
-use crate::send::{Pace, Watcher, send};
+use crate::send::{Pace, Watcher, break_off, send};
 use crate::spans;
 use crate::state::State;
 use crate::tunnel;
@@ -379,7 +379,7 @@ async fn relay(
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
     let pace = if exchange.is_grpc() { Pace::Call } else { Pace::Answer };
     if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
-        stream.send_reset(error.reason());
+        break_off(&mut stream, &error, exchange.is_grpc());
         return Err(error);
     }
     Ok(())

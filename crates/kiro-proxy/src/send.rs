@@ -10,6 +10,7 @@ use h2::{Reason, SendStream};
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
+use crate::answer;
 use crate::body::BodyError;
 use crate::limits;
 
@@ -138,6 +139,16 @@ where
     }
 }
 
+/// Ends a stream whose answer broke off: by the reason that the other side gave, where it gave one. Where its connection was lost, a
+/// caller that speaks gRPC sees what it would have seen of the lost connection, which is the status that it may try again on.
+pub(crate) fn break_off(stream: &mut SendStream<Bytes>, error: &BodyError, grpc: bool) {
+    let word = error.word();
+    if grpc && word.is_none() && stream.send_trailers(answer::grpc_broken()).is_ok() {
+        return;
+    }
+    stream.send_reset(word.unwrap_or(Reason::INTERNAL_ERROR));
+}
+
 /// Sends data within the peer's window, waiting no longer than `idle` for it to open.
 pub(crate) async fn send_data(
     stream: &mut SendStream<Bytes>,
@@ -164,4 +175,54 @@ pub(crate) async fn send_data(
         stream.send_data(piece, ends)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+
+    use super::*;
+
+    /// What the client of a stream sees after its answer broke off: trailers, or the reason of a reset.
+    async fn seen(error: BodyError, grpc: bool) -> Result<HeaderMap, Reason> {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let serving = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(server).await.unwrap();
+            let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            stream.send_data(Bytes::from_static(b"half"), false).unwrap();
+            break_off(&mut stream, &error, grpc);
+            while connection.accept().await.is_some() {}
+        });
+        let (send, connection) = h2::client::handshake(client).await.unwrap();
+        let driving = tokio::spawn(connection);
+        let (answer, _) = send.ready().await.unwrap().send_request(Request::new(()), true).unwrap();
+        let mut body = match answer.await {
+            Ok(answer) => answer.into_body(),
+            Err(error) => return Err(error.reason().unwrap()),
+        };
+        let told = loop {
+            match body.data().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break Err(error.reason().unwrap()),
+                None => break Ok(body.trailers().await.unwrap().unwrap()),
+            }
+        };
+        driving.abort();
+        serving.abort();
+        told
+    }
+
+    #[tokio::test]
+    async fn a_caller_of_grpc_learns_of_a_lost_connection_by_a_status_and_of_a_reset_by_its_reason() {
+        // Nobody's word, as it is with a lost connection.
+        let trailers = seen(BodyError::Idle, true).await.unwrap();
+        assert_eq!(trailers["grpc-status"], "14");
+        assert_eq!(trailers["grpc-message"], "upstream_reset");
+        assert_eq!(seen(BodyError::Idle, false).await.unwrap_err(), Reason::INTERNAL_ERROR);
+        for grpc in [true, false] {
+            let reset = BodyError::Stream(Reason::CANCEL.into());
+            assert_eq!(seen(reset, grpc).await.unwrap_err(), Reason::CANCEL);
+        }
+    }
 }

@@ -24,7 +24,7 @@ use crate::exchange::Via;
 use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
-use crate::send::{Pace, Passing, send};
+use crate::send::{Pace, Passing, break_off, send};
 use crate::worker::Worker;
 
 /// Streams of one connection that are open.
@@ -182,7 +182,8 @@ async fn relay(
         let _ = opened.send(stream);
         return Ok(());
     }
-    let pace = if headers::is_grpc(&head.headers) { Pace::Call } else { Pace::Answer };
+    let grpc = headers::is_grpc(&head.headers);
+    let pace = if grpc { Pace::Call } else { Pace::Answer };
     let ends = is_head || body.is_end_stream();
     let mut stream = respond.borrow_mut().send_response(Response::from_parts(head, ()), ends)?;
     if ends {
@@ -190,7 +191,7 @@ async fn relay(
     }
     let sent = send(body, &mut stream, &mut Passing, pace).await;
     if let Err(error) = &sent {
-        stream.send_reset(error.reason());
+        break_off(&mut stream, error, grpc);
     }
     sent
 }
