@@ -201,6 +201,19 @@ def unavailable(stub, channel):
     expect("the code", error.code(), grpc.StatusCode.UNAVAILABLE)
 
 
+def dies(stub, channel):
+    def request():
+        yield output(1)
+        threading.Event().wait()
+
+    error = failure(lambda: list(stub.FullDuplexCall(request(), metadata=(("x-ask", "die"),), timeout=PATIENCE)))
+    expect(f"the code of {error.details()!r}", error.code(), grpc.StatusCode.UNAVAILABLE)
+    # The generator above waits for ever.
+    print("ok dies")
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def unimplemented(stub, channel):
     for call in [stub.UnimplementedCall, services.UnimplementedServiceStub(channel).UnimplementedCall]:
         error = failure(lambda call=call: call(pb.Empty(), timeout=PATIENCE))
@@ -231,7 +244,7 @@ def caller(stub, channel):
 
 CASES = {case.__name__: case for case in [
     unary, client_streaming, server_streaming, bidi_streaming, metadata, errors, error_after_messages, deadline,
-    deadline_exceeded, cancel, large, gzip, keepalive, parallel, denied, unavailable, unimplemented, health, reflection, caller,
+    deadline_exceeded, cancel, large, gzip, keepalive, parallel, denied, unavailable, dies, unimplemented, health, reflection, caller,
 ]}  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A gRPC server behind a sidecar: grpc.testing.TestService, health and reflection. It does what its Go twin does."""
 
 import asyncio
+import os
 import pathlib
 import sys
 
@@ -68,6 +69,8 @@ class TestService(services.TestServiceServicer):
         async for request in requests:
             async for answer in outputs(request):
                 yield answer
+            if dict(context.invocation_metadata()).get("x-ask") == "die":
+                os._exit(1)
             if request.response_status.code:
                 await context.abort(CODES[request.response_status.code], request.response_status.message)
 

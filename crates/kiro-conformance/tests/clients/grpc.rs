@@ -249,3 +249,23 @@ fn a_server_that_is_down_is_unavailable() {
     let Some(world) = World::start_if_understood(&spec(ALL)) else { return };
     check_in(&world, "unavailable", &EVERY);
 }
+
+#[test]
+#[ignore = "make conformance: needs grpc-go and grpcio"]
+fn a_server_that_dies_in_the_middle_is_unavailable() {
+    let Some(world) = World::start_if_understood(&spec(ALL)) else { return };
+    let mut failures = Vec::new();
+    for way in EVERY {
+        for (language, other) in [(SERVERS[0], SERVERS[1]), (SERVERS[1], SERVERS[0])] {
+            // It dies of the call, so each call has one of its own.
+            let Some(_server) = server(&world, other) else { return };
+            let Some(mut client) = client(language) else { return };
+            way.told_to(&mut client, &world, other);
+            let outcome = run(client.arg("dies"));
+            if !outcome.status.success() {
+                failures.push(format!("{language} client to {other} server by {way:?}: {}", outcome.stderr));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -54,6 +54,7 @@ var cases = map[string]func(context.Context, caller){
 	"parallel":             parallel,
 	"denied":               denied,
 	"unavailable":          unavailable,
+	"dies":                 dies,
 	"unimplemented":        unimplemented,
 	"health":               healthCheck,
 	"reflection":           reflected,
@@ -324,6 +325,16 @@ func denied(ctx context.Context, c caller) {
 func unavailable(ctx context.Context, c caller) {
 	_, err := c.EmptyCall(ctx, &pb.Empty{})
 	expect("the code", status.Code(err), codes.Unavailable)
+}
+
+func dies(ctx context.Context, c caller) {
+	stream, err := c.FullDuplexCall(metadata.AppendToOutgoingContext(ctx, "x-ask", "die"))
+	must(err)
+	must(stream.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 1}}}))
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	expect(err.Error(), status.Code(err), codes.Unavailable)
 }
 
 func unimplemented(ctx context.Context, c caller) {

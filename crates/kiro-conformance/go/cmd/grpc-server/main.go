@@ -107,6 +107,9 @@ func (s *server) FullDuplexCall(stream pb.TestService_FullDuplexCallServer) erro
 		if err := outputs(in, stream.Context(), stream.Send); err != nil {
 			return err
 		}
+		if given, _ := metadata.FromIncomingContext(stream.Context()); first(given["x-ask"]) == "die" {
+			os.Exit(1)
+		}
 		if asked := in.GetResponseStatus(); asked.GetCode() != 0 {
 			return status.Error(codes.Code(asked.GetCode()), asked.GetMessage())
 		}
