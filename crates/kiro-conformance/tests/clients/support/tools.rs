@@ -50,7 +50,7 @@ pub(crate) fn go(name: &str) -> Option<Command> {
 }
 
 /// A test without its tool is skipped, aloud, and fails where everything is demanded.
-pub(crate) fn missing<T>(what: &str, fix: &str) -> Option<T> {
+fn missing<T>(what: &str, fix: &str) -> Option<T> {
     let all = std::env::var("KIRO_CONFORMANCE").is_ok_and(|value| value == "all");
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
     assert!(!all && !ci, "{what} is not here, and KIRO_CONFORMANCE=all or CI=true demands it; fix: {fix}");

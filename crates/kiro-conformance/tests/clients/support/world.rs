@@ -7,14 +7,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use kiro_core::mesh::Problems;
 use kiro_pki::{Options, provision};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
 use super::process::{Server, command, wait_for};
-use super::tools;
 
 /// A mesh file, but for the ports.
 pub(crate) struct Spec {
@@ -89,33 +87,20 @@ impl World {
     /// Starts a sidecar for each service, and returns when they are ready.
     #[track_caller]
     pub(crate) fn start(spec: &Spec) -> Self {
-        let ports = places(spec);
-        Self::start_at(spec, &ports).unwrap_or_else(|problems| panic!("{problems}"))
-    }
-
-    /// The same, unless this Kiro's mesh file does not take it.
-    #[track_caller]
-    pub(crate) fn start_if_understood(spec: &Spec) -> Option<Self> {
-        match Self::start_at(spec, &places(spec)) {
-            Ok(world) => Some(world),
-            Err(problems) => {
-                let problem = &problems.0[0];
-                tools::missing(
-                    &format!("`{}: {}`", problem.path, problem.value),
-                    "a Kiro whose mesh file takes it",
-                )
-            }
-        }
-    }
-
-    #[track_caller]
-    fn start_at(spec: &Spec, ports: &BTreeMap<&'static str, Ports>) -> Result<Self, Problems> {
+        let ports: BTreeMap<&'static str, Ports> = spec
+            .services
+            .iter()
+            .map(|(name, _)| {
+                let [app, outbound, inbound, ingress, ingress_tls, local, admin, health] = free_ports();
+                (*name, Ports { app, outbound, inbound, ingress, ingress_tls, local, admin, health })
+            })
+            .collect();
         let directory = tempfile::tempdir().unwrap();
-        let text = mesh_text(spec, ports);
-        let mesh = kiro_core::mesh::parse(&text)?;
+        let text = mesh_text(spec, &ports);
+        let mesh = kiro_core::mesh::parse(&text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         std::fs::write(directory.path().join("mesh.yaml"), text).unwrap();
         provision(&mesh, &directory.path().join("certs"), &Options::at(OffsetDateTime::now_utc())).unwrap();
-        let mut world = Self { sidecars: BTreeMap::new(), ports: ports.clone(), directory };
+        let mut world = Self { sidecars: BTreeMap::new(), ports, directory };
         for (name, _) in &spec.services {
             let sidecar = world.sidecar(name);
             world.sidecars.insert(name, sidecar);
@@ -124,7 +109,7 @@ impl World {
             let health = world.ports[name].health;
             sidecar.ready(|| is_ready(health).then_some(()));
         }
-        Ok(world)
+        world
     }
 
     fn sidecar(&self, name: &str) -> Server {
@@ -182,14 +167,6 @@ impl World {
             written.lines().filter_map(|line| serde_json::from_str(line).ok()).find(|line| is_it(line))
         })
     }
-}
-
-fn places(spec: &Spec) -> BTreeMap<&'static str, Ports> {
-    let place = |(name, _): &(&'static str, &'static str)| {
-        let [app, outbound, inbound, ingress, ingress_tls, local, admin, health] = free_ports();
-        (*name, Ports { app, outbound, inbound, ingress, ingress_tls, local, admin, health })
-    };
-    spec.services.iter().map(place).collect()
 }
 
 fn mesh_text(spec: &Spec, ports: &BTreeMap<&'static str, Ports>) -> String {

@@ -7,8 +7,8 @@ mod redis;
 use crate::support::world::{Spec, World};
 
 /// `app` is a server of some protocol; `caller` finds it at a port of its own loopback.
-fn world() -> Option<World> {
-    World::start_if_understood(&Spec {
+fn world() -> World {
+    World::start(&Spec {
         services: vec![
             ("caller", "app: { port: {port} }"),
             ("app", "app: { port: {port}, protocol: tcp }, local_port: {local}"),

@@ -10,7 +10,7 @@ use crate::support::world::World;
 fn start() -> Option<(Server, World)> {
     tools::program("mosquitto_sub", "mosquitto-clients")?;
     let program = tools::program("mosquitto", "mosquitto")?;
-    let world = world()?;
+    let world = world();
     let configuration = world.path("mosquitto.conf");
     let port = world.ports("app").app;
     let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n");

@@ -15,7 +15,7 @@ struct Redis {
 fn start() -> Option<Redis> {
     tools::program("redis-cli", "redis-tools")?;
     let program = tools::program("redis-server", "redis-server")?;
-    let world = world()?;
+    let world = world();
     let mut serve = command(program);
     serve.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no", "--port"]);
     serve.arg(world.ports("app").app.to_string()).current_dir(world.path(""));
