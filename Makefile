@@ -16,7 +16,7 @@ endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
 
-.PHONY: help certs check up down logs build demo test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
+.PHONY: help certs check up down logs build demo bench test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -46,6 +46,11 @@ build: ## the images
 
 demo: ## the mesh in one process, without Docker
 	@cargo run --release --quiet --package kiro-cli -- local
+
+# Everything by default; ARGS='--quick' is a look, ARGS='--help' says what else there is.
+bench: ## Kiro beside Envoy, HAProxy and nginx: 20 to 25 minutes; see docs/performance.md
+	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
+	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench $(ARGS)
 
 test: test-rust test-compose ## everything: units, simulations, meshes in one process, and containers where Docker answers
 

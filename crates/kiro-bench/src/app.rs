@@ -13,9 +13,6 @@ use crate::load::h1;
 use crate::ports;
 use crate::tools::Tools;
 
-/// The answer of `/`.
-pub(crate) const SMALL: &str = "hello world\n";
-
 /// The HTTP application.
 #[derive(Debug)]
 pub(crate) struct App {

@@ -3,6 +3,7 @@
 pub(crate) mod grpc;
 pub(crate) mod h1;
 pub(crate) mod handshake;
+pub(crate) mod hello;
 pub(crate) mod idle;
 pub(crate) mod open_loop;
 pub(crate) mod tcp;
@@ -43,6 +44,8 @@ pub(crate) struct Loaded {
     pub(crate) completed: u64,
     /// Requests that may have been under way at its end.
     pub(crate) cut_off_max: u64,
+    /// What the proxies agreed on, where that could be seen.
+    pub(crate) tls: Option<String>,
     /// Why it is worth nothing, if it is.
     pub(crate) void: Option<String>,
 }

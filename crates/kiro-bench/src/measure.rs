@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::collector::Collector;
 use crate::identity::{CALLEE, Identities, Issuer};
 use crate::load::handshake::Relay;
+use crate::load::hello::{X25519, X25519_MLKEM768};
 use crate::load::wrk::Work;
 use crate::load::{Length, Loaded, Meter, grpc, handshake, idle, open_loop, tcp};
 use crate::pairs::kiro::{self, MeshFile};
@@ -173,7 +174,8 @@ impl Bench {
             Scenario::TcpStream => tcp::load(to, connections, length, meter, &mut || running.alive()),
             Scenario::Handshake | Scenario::HandshakePq => {
                 let relay = relay.context("no relay for new connections")?;
-                handshake::load(to, CALLEE, relay, length, meter)
+                let group = if cell.scenario == Scenario::Handshake { X25519 } else { X25519_MLKEM768 };
+                handshake::load(to, CALLEE, relay, group, length, meter)
             }
             Scenario::Idle => idle::load(to, CALLEE, connections, self.descriptors, meter),
             Scenario::OpenLoop => {
@@ -202,8 +204,9 @@ impl Bench {
             p50_ms: loaded.p50_ms,
             p99_ms: loaded.p99_ms,
             p999_ms: loaded.p999_ms,
-            cpu_us: (!meter.is_empty()).then(|| meter.cpu.as_secs_f64() * 1e6),
+            cpu_us: (!meter.is_empty()).then_some(meter.cpu.as_secs_f64() * 1e6),
             rss_mb: meter.rss_mb,
+            tls: loaded.tls,
             void,
         })
     }

@@ -107,11 +107,6 @@ impl Pair {
         matches!(self, Self::KiroEverything | Self::KiroBare)
     }
 
-    /// Whether it is a proxy of somebody else.
-    pub(crate) const fn is_peer(self) -> bool {
-        matches!(self, Self::EnvoyH2 | Self::HaproxyH2 | Self::HaproxyH1 | Self::NginxH1)
-    }
-
     /// The numbers of workers that it runs with; none where there is no proxy.
     pub(crate) const fn workers(self) -> &'static [usize] {
         match self {

@@ -68,6 +68,9 @@ pub(crate) struct Record {
     pub(crate) rss_mb: Option<f64>,
     /// How far the rounds lie apart.
     pub(crate) spread: Spreads,
+    /// What the proxies agreed on, where that could be seen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) tls: Option<String>,
     /// Which rule was broken; then the figures are worth nothing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) void: Option<String>,
@@ -124,6 +127,7 @@ impl Record {
             cpu_us_per_request: median(spread.cpu_us_per_request),
             rss_mb: median(spread.rss_mb),
             spread,
+            tls: rounds.iter().find_map(|round| round.tls.clone()),
             void: rounds.iter().find_map(|round| round.void.clone()),
         }
     }

@@ -65,6 +65,8 @@ pub(crate) struct Measured {
     pub(crate) cpu_us: Option<f64>,
     /// See [`Figure::RssMb`].
     pub(crate) rss_mb: Option<f64>,
+    /// What the proxies agreed on, where that could be seen.
+    pub(crate) tls: Option<String>,
     /// Which rule was broken, if one was.
     pub(crate) void: Option<String>,
 }

@@ -203,12 +203,16 @@ mod tests {
             stream.read_exact(&mut seen).unwrap();
             let one = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab";
             stream.write_all(format!("{one}{one}").as_bytes()).unwrap();
+            // To close with something unread would take the answers back.
+            let _ = stream.read_to_end(&mut Vec::new());
         });
         let mut client = Client::connect(address).unwrap();
         for _ in 0..2 {
             let answer = client.call(&get("x", "/")).unwrap();
             assert_eq!(answer, Answer { status: 200, body: b"ab".to_vec(), closes: false });
         }
+        assert!(client.is_open());
+        drop(client);
         server.join().unwrap();
     }
 }

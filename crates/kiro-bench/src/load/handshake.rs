@@ -6,13 +6,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
 use super::h1::{Client, get};
+use super::hello::{Agreed, agreed};
 use super::{Length, Loaded, Meter, latencies, note};
 use crate::{ports, stop};
 
@@ -26,6 +27,8 @@ struct Shared {
     open: Mutex<Vec<Relayed>>,
     accepted: AtomicU64,
     over: AtomicBool,
+    /// What the first connection's callee sent first.
+    hello: OnceLock<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,11 @@ impl Relay {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
+    /// What the two have agreed on.
+    fn agreed(&self) -> Option<Agreed> {
+        agreed(self.shared.hello.get()?)
+    }
+
     /// Ends all connections and waits until both sides have seen it.
     fn cut(&self) {
         let open: Vec<Relayed> = self.shared.open().drain(..).collect();
@@ -109,23 +117,28 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn relay(&self, caller: TcpStream, to: SocketAddr) -> std::io::Result<()> {
+    fn relay(self: &Arc<Self>, caller: TcpStream, to: SocketAddr) -> std::io::Result<()> {
         let callee = TcpStream::connect(to)?;
         caller.set_nodelay(true)?;
         callee.set_nodelay(true)?;
-        let copiers = [copier(&caller, &callee)?, copier(&callee, &caller)?];
+        let copiers = [copier(&caller, &callee, None)?, copier(&callee, &caller, Some(Arc::clone(self)))?];
         self.open().push(Relayed { ends: [caller, callee], copiers });
         self.accepted.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn copier(from: &TcpStream, to: &TcpStream) -> std::io::Result<JoinHandle<()>> {
+/// Copies one way; what comes first is kept for whoever wants to look at it.
+fn copier(from: &TcpStream, to: &TcpStream, keep: Option<Arc<Shared>>) -> std::io::Result<JoinHandle<()>> {
     let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
     std::thread::Builder::new().spawn(move || {
         let mut block = [0; 16 * 1024];
         while let Ok(count @ 1..) = from.read(&mut block) {
-            if to.write_all(block.get(..count).unwrap_or_default()).is_err() {
+            let bytes = block.get(..count).unwrap_or_default();
+            if let Some(shared) = &keep {
+                shared.hello.get_or_init(|| bytes.to_vec());
+            }
+            if to.write_all(bytes).is_err() {
                 break;
             }
         }
@@ -134,11 +147,12 @@ fn copier(from: &TcpStream, to: &TcpStream) -> std::io::Result<JoinHandle<()>> {
     })
 }
 
-/// One request after the other, each over a new connection between the proxies. The client's own connection is kept.
+/// One request after the other, with a key exchange of this group each, over a new connection between the proxies. The client's own connection is kept.
 pub(crate) fn load(
     to: SocketAddr,
     host: &str,
     relay: &Relay,
+    group: u16,
     length: Length,
     meter: &mut Meter,
 ) -> anyhow::Result<Loaded> {
@@ -178,9 +192,17 @@ pub(crate) fn load(
     meter.look();
     let seconds = began.elapsed().as_secs_f64();
     let (requests, connections) = (latencies.len(), relay.accepted() - before);
-    let void = (connections < requests)
-        .then(|| format!("{connections} connections between the proxies for {requests} requests"));
-    let loaded = Loaded { requests, errors, seconds, completed, void, ..Loaded::default() };
+    let tls = relay.agreed();
+    let void = match tls {
+        _ if connections < requests => {
+            Some(format!("{connections} connections between the proxies for {requests} requests"))
+        }
+        Some(tls) if tls.group == group => None,
+        Some(tls) => Some(format!("the proxies agreed on {tls}, not on the group of this scenario")),
+        None => Some("the handshake is none of TLS 1.3".to_owned()),
+    };
+    let tls = tls.map(|tls| tls.to_string());
+    let loaded = Loaded { requests, errors, seconds, completed, void, tls, ..Loaded::default() };
     Ok(loaded.timed(&latencies))
 }
 

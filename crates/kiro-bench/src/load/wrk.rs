@@ -119,7 +119,7 @@ impl Work {
             p999_ms: milliseconds(counted.p999_us),
             completed: warm.requests + counted.requests,
             cut_off_max: 2 * connections as u64,
-            void: None,
+            ..Loaded::default()
         })
     }
 

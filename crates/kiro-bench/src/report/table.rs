@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::records::{Record, Results};
+use crate::report::targets::Row;
 
 /// A number with as many digits as a reader can use.
 pub(crate) fn number(value: Option<f64>) -> String {
@@ -54,6 +55,26 @@ pub(crate) fn text(results: &Results) -> String {
             number(record.p999_ms),
             number(record.cpu_us_per_request),
             number(record.rss_mb),
+        );
+    }
+    text
+}
+
+/// The targets.
+pub(crate) fn targets(rows: &[Row]) -> String {
+    let mut text = String::from("\ntargets, as ratios within this run\n");
+    for row in rows {
+        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "  {:<12} {:<66} {ratio:>5}  {} : {}  (must {}{})",
+            row.met.word(),
+            row.what,
+            row.ours,
+            row.theirs,
+            row.must,
+            if row.aim.is_empty() { String::new() } else { format!(", aim {}", row.aim) },
         );
     }
     text
