@@ -16,7 +16,7 @@ endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
 
-.PHONY: help certs check up down logs build demo bench test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
+.PHONY: help certs check up down logs build demo bench bench-instructions test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -51,6 +51,11 @@ demo: ## the mesh in one process, without Docker
 bench: ## Kiro beside Envoy, HAProxy and nginx: 20 to 25 minutes; see docs/performance.md
 	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
 	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench $(ARGS)
+
+# Repeats where time does not. ARGS=--accept takes the new figures into the repository.
+bench-instructions: ## the instructions of a request, against what was accepted; needs valgrind
+	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
+	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench --instructions $(ARGS)
 
 test: test-rust test-compose ## everything: units, simulations, meshes in one process, and containers where Docker answers
 

@@ -10,6 +10,7 @@
 mod app;
 mod child;
 mod collector;
+mod guard;
 mod identity;
 mod load;
 mod measure;
@@ -54,6 +55,12 @@ pub(crate) struct Options {
     /// Install nothing, not even below target/bench
     #[arg(long)]
     no_install: bool,
+    /// Count the instructions of a request, by valgrind, and compare with what was accepted
+    #[arg(long, conflicts_with_all = ["quick", "report"])]
+    instructions: bool,
+    /// Accept what --instructions counts
+    #[arg(long, requires = "instructions")]
+    accept: bool,
     /// Write table and documents anew from the last run's results
     #[arg(long)]
     report: bool,

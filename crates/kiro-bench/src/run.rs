@@ -33,10 +33,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot create {DIR}: run this where Cargo.toml lies"))?;
+    if options.instructions {
+        return instructions(options, dir);
+    }
     let results = measure(options, dir)?;
     results.write(&file)?;
     let whole = options.pairs.is_empty() && options.scenarios.is_empty() && !options.quick;
     report::write(&results, dir, whole)
+}
+
+fn instructions(options: &Options, dir: &Path) -> anyhow::Result<()> {
+    let kiro_proxy = kiro_proxy(options)?;
+    let tools = Tools::find(dir, false)?;
+    let length = Length { warm_up: WARM_UP, measured: WARM_UP };
+    Bench::start(tools, dir, kiro_proxy, length)?.count_instructions(options.accept)
 }
 
 fn measure(options: &Options, dir: &Path) -> anyhow::Result<Results> {
@@ -68,7 +78,7 @@ fn measure(options: &Options, dir: &Path) -> anyhow::Result<Results> {
         }
     }
     let (records, other_records) = part(records);
-    let mut known = vec![("kiro".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
+    let mut known = vec![("kiro".to_owned(), kiro_version())];
     known.extend(versions.into_iter().map(|(name, version)| (name.to_owned(), version)));
     Ok(Results {
         machine: procfs::machine(),
@@ -174,6 +184,18 @@ fn open_loop_rate(bench: &mut Bench, records: &[Record], pairs: &[Pair]) -> anyh
     let rate = (slowest / 2.0).round();
     say(&format!("open loop at {rate} requests a second"));
     Ok(rate)
+}
+
+/// The crate's version and, where this is a working copy, the commit.
+fn kiro_version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let commit = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    match commit {
+        Ok(output) if output.status.success() => {
+            format!("{version} at {}", String::from_utf8_lossy(&output.stdout).trim())
+        }
+        Ok(_) | Err(_) => version.to_owned(),
+    }
 }
 
 fn kiro_proxy(options: &Options) -> anyhow::Result<PathBuf> {

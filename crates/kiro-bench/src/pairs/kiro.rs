@@ -30,15 +30,19 @@ const ASK_EVERY: Duration = Duration::from_micros(500);
 
 /// One sidecar's addresses.
 #[derive(Debug, Clone, Copy)]
-struct Addresses {
-    outbound: SocketAddr,
-    inbound: SocketAddr,
+pub(crate) struct Addresses {
+    /// For its application.
+    pub(crate) outbound: SocketAddr,
+    /// For other sidecars.
+    pub(crate) inbound: SocketAddr,
     admin: SocketAddr,
-    health: SocketAddr,
+    /// Whether it is ready.
+    pub(crate) health: SocketAddr,
 }
 
 impl Addresses {
-    fn free() -> anyhow::Result<Self> {
+    /// That nobody has.
+    pub(crate) fn free() -> anyhow::Result<Self> {
         Ok(Self {
             outbound: ports::free()?,
             inbound: ports::free()?,
@@ -99,7 +103,8 @@ pub(super) fn start(order: &Order<'_>, entry: SocketAddr) -> anyhow::Result<Runn
     Ok(Running { children, entry, watch, probes: 0 })
 }
 
-fn sidecar(
+/// One sidecar as a command, with its log as it comes and no traces.
+pub(crate) fn sidecar(
     program: &Path,
     service: &str,
     addresses: Addresses,
