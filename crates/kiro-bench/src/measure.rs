@@ -131,6 +131,7 @@ impl Bench {
             pair: cell.pair,
             workers: cell.workers,
             mode: cell.scenario.mode(),
+            large_bodies: matches!(cell.scenario, Scenario::Down1m | Scenario::Up1m | Scenario::TcpStream),
             group: if cell.scenario == Scenario::HandshakePq { Group::X25519MlKem768 } else { Group::X25519 },
             app: match cell.scenario.mode() {
                 Mode::Http => self.app.address,

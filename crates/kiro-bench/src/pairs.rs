@@ -44,6 +44,8 @@ pub(crate) struct Order<'a> {
     pub(crate) workers: usize,
     /// What the application speaks.
     pub(crate) mode: Mode,
+    /// Whether bodies are of a MiB, or streams.
+    pub(crate) large_bodies: bool,
     /// The key exchange, where it can be set.
     pub(crate) group: Group,
     /// The application.

@@ -1,4 +1,7 @@
 //! HAProxy at its best: connections to servers are shared, threads share one process, nothing is logged.
+//!
+//! With ten thousand clients its default is to close idle connections to servers, for fear of running out of descriptors; the two
+//! `fd-ratio` settings take that fear.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -25,6 +28,8 @@ pub(super) fn start(order: &Order<'_>, entry: SocketAddr) -> anyhow::Result<Runn
 
 fn head(order: &Order<'_>) -> String {
     let mode = if order.mode == Mode::Tcp { "tcp" } else { "http" };
+    // A buffer is also a frame and a TLS record's source: larger ones pay with large bodies alone.
+    let buffers = if order.large_bodies { "  tune.bufsize 65536\n" } else { "" };
     let reuse = if order.mode == Mode::Tcp { "" } else { "  http-reuse always\n" };
     format!(
         "global
@@ -32,6 +37,8 @@ fn head(order: &Order<'_>) -> String {
   no strict-limits
   maxconn 12000
   tune.ssl.cachesize 0
+{buffers}  tune.pool-low-fd-ratio 90
+  tune.pool-high-fd-ratio 95
   tune.h2.initial-window-size 1048576
   ssl-default-bind-ciphersuites {CIPHER_SUITE}
   ssl-default-server-ciphersuites {CIPHER_SUITE}
