@@ -54,8 +54,9 @@ impl Addresses {
 
 /// Why this build of Kiro can't do it, if it can't.
 pub(crate) fn cannot(mode: Mode) -> Option<String> {
-    let anywhere = SocketAddr::from(([127, 0, 0, 1], 9));
-    let text = MeshFile::OneLine.text(mode, anywhere, anywhere, anywhere);
+    // Three that differ, as a pod's ports must.
+    let [app, dial, entry] = [20_000, 20_001, 20_002].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let text = MeshFile::OneLine.text(mode, app, dial, entry);
     let problems = kiro_core::mesh::parse(&text).err()?;
     let what = match mode {
         Mode::Http => "HTTP",

@@ -120,4 +120,12 @@ mod tests {
         assert_eq!(lines(MeshFile::Large, Mode::Http), 10_000);
         assert_eq!(services().len(), 1_000);
     }
+
+    #[test]
+    fn every_protocol_has_its_mesh_file() {
+        for mode in [Mode::Http, Mode::Grpc, Mode::Tcp] {
+            assert_eq!(lines(MeshFile::Everything, mode), POLICY_LINES);
+            assert_eq!(lines(MeshFile::OneLine, mode), 1);
+        }
+    }
 }
