@@ -112,15 +112,31 @@ fn losses(results: &Results) -> String {
             }
         }
     }
+    let void = void(results);
     if lines.is_empty() {
-        return "\n## Where Kiro loses\n\nNowhere in this run.\n".to_owned();
+        return format!("\n## Where Kiro loses\n\nIn no figure that was measured in this run.\n{void}");
     }
     format!(
         "\n## Where Kiro loses\n\nEvery figure in which a peer, which neither signs nor asks a policy nor writes a log \
          nor counts, is better than Kiro with everything on.\n\n| work | figure | Kiro | the best peer | ratio \
-         |\n|---|---|---|---|---|\n{}",
+         |\n|---|---|---|---|---|\n{}{void}",
         lines.concat()
     )
+}
+
+/// What Kiro did not do by the rules: a loss too.
+fn void(results: &Results) -> String {
+    let void = results.records.iter().filter(|record| record.pair.is_kiro()).filter_map(|record| {
+        let reason = record.void.as_ref()?.lines().next().unwrap_or_default();
+        let (scenario, connections) = (record.scenario, record.connections);
+        Some(format!("- {scenario}, c={connections}: {} is void: {reason}\n", pair(record)))
+    });
+    let lines: String = void.collect();
+    if lines.is_empty() {
+        lines
+    } else {
+        format!("\nAnd what is void of Kiro's own, which counts as lost:\n\n{lines}")
+    }
 }
 
 fn figures(results: &Results) -> String {
@@ -188,11 +204,14 @@ mod tests {
     fn the_document_says_where_kiro_loses_and_what_was_left_out() {
         let mut void = record(Pair::HaproxyH1, Scenario::Small, 1, 1.0);
         void.void = Some("2 errors | more\nand more".to_owned());
+        let mut lost = record(Pair::KiroEverything, Scenario::Idle, 1, 1.0);
+        lost.void = Some("4096 of 10000".to_owned());
         let run = results(vec![
             record(Pair::KiroEverything, Scenario::Small, 1, 30.0),
             record(Pair::HaproxyH2, Scenario::Small, 1, 20.0),
             record(Pair::EnvoyH2, Scenario::Small, 1, 90.0),
             void,
+            lost,
         ]);
         let text = document(&run, &plots::all(&run));
         for expected in [
@@ -201,6 +220,7 @@ mod tests {
             "| small, c=32 | CPU a request | 30.0 µs | 20.0 µs (haproxy-h2) | 1.50 |",
             "| haproxy-h1 (1w) | void: 2 errors \\| more |",
             "| grpc-unary | nginx-h1 | no HTTP/2 |",
+            "- idle, c=10000: kiro-everything (1w) is void: 4096 of 10000",
             "(performance/cpu-small.svg)",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
