@@ -14,5 +14,6 @@ pub mod interfaces;
 pub mod mesh;
 pub mod path;
 pub mod policy;
+pub mod quota;
 pub mod replay;
 pub mod signature;

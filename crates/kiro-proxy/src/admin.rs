@@ -5,6 +5,7 @@
 //! others: `/live` and `/ready`, and `/metrics` where the mesh file says `metrics: open`. Both run on a thread of their own, so
 //! that a look never costs a request.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,10 +21,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use kiro_core::mesh::{Metrics as MetricsAccess, Signatures};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
+use crate::admission::{Limit, Listener};
 use crate::drain::{Phase, PhaseWatch};
 use crate::limits;
+use crate::listen::accept_failed;
 use crate::local::ports;
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -47,21 +51,87 @@ pub(crate) enum Audience {
     Others,
 }
 
+impl Audience {
+    fn listener(self) -> Listener {
+        match self {
+            Audience::Admin => Listener::Admin,
+            Audience::Others => Listener::Health,
+        }
+    }
+}
+
+/// The connections of one of the two listeners, the oldest first.
+struct Room {
+    open: VecDeque<AbortHandle>,
+    metrics: Arc<Metrics>,
+    listener: Listener,
+}
+
+impl Room {
+    /// Makes room where there is none: answers take a moment, so whoever has been there for longest only keeps others out.
+    fn make(&mut self) {
+        self.open.retain(|connection| !connection.is_finished());
+        if self.open.len() < limits::ADMIN_CONNECTIONS {
+            return;
+        }
+        self.metrics.limit_hit(Limit::AdminConnections);
+        if let Some(oldest) = self.open.pop_front() {
+            self.metrics.connections(self.listener).evicted.inc();
+            oldest.abort();
+        }
+    }
+
+    fn serve(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
+        let open = Open::new(&self.metrics, self.listener);
+        let task = tokio::spawn(async move {
+            let _open = open;
+            connection.await;
+        });
+        self.open.push_back(task.abort_handle());
+    }
+}
+
+/// A connection that counts as open.
+struct Open {
+    metrics: Arc<Metrics>,
+    listener: Listener,
+}
+
+impl Open {
+    fn new(metrics: &Arc<Metrics>, listener: Listener) -> Self {
+        let connections = metrics.connections(listener);
+        connections.accepted.inc();
+        connections.open.inc();
+        Self { metrics: Arc::clone(metrics), listener }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections(self.listener).open.dec();
+    }
+}
+
 /// Serves one of the two listeners until the sidecar stops.
 pub(crate) async fn serve(listener: TcpListener, audience: Audience, view: View) {
-    let room = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
+    let mut room =
+        Room { open: VecDeque::new(), metrics: Arc::clone(&view.metrics), listener: audience.listener() };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = view.phase.reached(Phase::Stopped) => return,
         };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            continue;
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                accept_failed(&view.metrics, audience.listener(), &error);
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                continue;
+            }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        room.make();
         let view = view.clone();
-        tokio::spawn(async move {
+        room.serve(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let response =
                     answer(audience, &view, request.method(), request.uri().path(), request.headers());
@@ -79,7 +149,6 @@ pub(crate) async fn serve(listener: TcpListener, audience: Audience, view: View)
                 Audience::Others => limits::HEALTH_CONNECTION,
             };
             let _ = tokio::time::timeout(limit, connection).await;
-            drop(permit);
         });
     }
 }

@@ -31,6 +31,7 @@ use crate::h2_io::H2Io;
 use crate::headers::{self, Kind};
 use crate::interim::Interim;
 use crate::limits;
+use crate::metrics::Leg;
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 use crate::spans;
@@ -341,17 +342,16 @@ enum Wire<S> {
 }
 
 /// Shows and asks for identities, where the mesh file says so.
-async fn tls<S>(state: &State, stream: S, (local, remote): Ends) -> Result<Wire<S>, Refused>
+async fn tls<S>(worker: &Worker, state: &State, stream: S, (local, remote): Ends) -> Result<Wire<S>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Some(tls) = &state.app_client else { return Ok(Wire::Plain(stream)) };
     let context = HandshakeContext { service: state.me.clone(), local, remote, direction: "app" };
-    let handshake = tokio::time::timeout(limits::HANDSHAKE, Box::pin(tls.connect(stream, &context))).await;
-    match handshake {
-        Ok(Ok(established)) => Ok(Wire::Tls(Box::new(established.stream))),
-        Ok(Err(error)) => Err(Refused::new(Reject::AppTls(error.code()), error.to_string())),
-        Err(_) => {
+    match worker.handshake(Leg::App, Box::pin(tls.connect(stream, &context))).await {
+        Some(Ok(established)) => Ok(Wire::Tls(Box::new(established.stream))),
+        Some(Err(error)) => Err(Refused::new(Reject::AppTls(error.code()), error.to_string())),
+        None => {
             Err(Refused::new(Reject::AppTls("tls_timeout"), "the application's TLS handshake took too long"))
         }
     }

@@ -3,8 +3,9 @@
 //! [`AppBody`] is what the application receives, [`AnswerBody`] what a client of this sidecar receives; [`crate::send`] moves any
 //! body into an HTTP/2 stream. All of them hold at most a frame or two.
 
+use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::payload::Upload;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::upstream::pool::Slot;
+use crate::upstream::readers::{Answer, Reading, Registered};
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,9 @@ pub(crate) enum BodyError {
     /// The trailer signature does not hold.
     #[error("the body's signature does not hold: {0}")]
     Signature(&'static str),
+    /// The client has not read it, and what it held was needed.
+    #[error("the client did not read, and others needed the room")]
+    Unread,
     /// It stood still for too long.
     #[error("the body stood still for {} s", limits::BODY_IDLE.as_secs())]
     Idle,
@@ -60,9 +65,11 @@ impl BodyError {
     pub(crate) fn by_client(&self) -> Refused {
         let reject = match self {
             BodyError::Idle => Reject::RequestTimeout,
-            BodyError::Stream(_) | BodyError::Client(_) | BodyError::Message(_) | BodyError::Signature(_) => {
-                Reject::MessageInvalid
-            }
+            BodyError::Stream(_)
+            | BodyError::Client(_)
+            | BodyError::Message(_)
+            | BodyError::Unread
+            | BodyError::Signature(_) => Reject::MessageInvalid,
         };
         Refused::new(reject, app::error_chain(self))
     }
@@ -73,7 +80,7 @@ impl BodyError {
             BodyError::Stream(error) | BodyError::Client(error) => {
                 error.reason().filter(|reason| *reason != Reason::NO_ERROR)
             }
-            BodyError::Message(_) | BodyError::Signature(_) | BodyError::Idle => None,
+            BodyError::Message(_) | BodyError::Signature(_) | BodyError::Unread | BodyError::Idle => None,
         }
     }
 }
@@ -385,6 +392,8 @@ impl Body for ClientBody {
 /// An answer's body on its way to a client of this sidecar; it owns the exchange, which ends with it.
 pub(crate) struct AnswerBody {
     source: Source,
+    /// The client has something to take, as far as its connection is told.
+    owed: bool,
     exchange: Option<Exchange>,
     /// The client's next head is looked at once this answer has ended.
     _turn: Option<Turn>,
@@ -392,32 +401,88 @@ pub(crate) struct AnswerBody {
 
 enum Source {
     Fixed(Option<Bytes>),
-    Peer { body: StreamBody, _slot: Slot, _upload: Option<Upload> },
+    Peer(PeerAnswer),
+    /// A larger one, which can be given up.
+    Shared(Rc<SharedAnswer>, Rc<Reading>, #[allow(dead_code, reason = "left when it is dropped")] Registered),
     App(AppAnswer),
+}
+
+/// A peer's answer, which holds its stream, and what is left of the request's body: it ends with the answer.
+struct PeerAnswer {
+    body: StreamBody,
+    _slot: Slot,
+    _upload: Option<Upload>,
+}
+
+/// A peer's answer that others may take away from a client that does not read it.
+struct SharedAnswer(RefCell<Option<PeerAnswer>>);
+
+impl Answer for SharedAnswer {
+    fn give_up(&self) {
+        self.0.borrow_mut().take();
+    }
+}
+
+impl SharedAnswer {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self.0.borrow_mut() {
+            Some(answer) => answer.body.poll(cx),
+            None => Poll::Ready(Some(Err(BodyError::Unread))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|answer| answer.body.is_end_stream())
+    }
 }
 
 impl AnswerBody {
     /// An answer of the sidecar's own.
     pub(crate) fn fixed(text: Bytes, exchange: Option<Exchange>, turn: Option<Turn>) -> Self {
         let text = (!text.is_empty()).then_some(text);
-        Self { source: Source::Fixed(text), exchange, _turn: turn }
+        Self::new(Source::Fixed(text), exchange, turn)
     }
 
-    /// A peer's answer, which holds its stream, and what is left of the request's body: it ends with the answer.
+    fn new(source: Source, exchange: Option<Exchange>, turn: Option<Turn>) -> Self {
+        let mut body = Self { source, owed: false, exchange, _turn: turn };
+        body.owes(!body.is_end_stream());
+        body
+    }
+
+    /// Tells the client's connection whether something is there that the client has not taken.
+    fn owes(&mut self, owed: bool) {
+        if let Some(exchange) = &self.exchange
+            && owed != self.owed
+        {
+            exchange.via().place.owes(owed);
+        }
+        self.owed = owed;
+    }
+
+    /// A peer's answer of a length, where it has one.
     pub(crate) fn peer(
         recv: RecvStream,
+        length: Option<u64>,
         slot: Slot,
         upload: Option<Upload>,
         exchange: Exchange,
         turn: Option<Turn>,
     ) -> Self {
-        let source = Source::Peer { body: StreamBody::new(recv), _slot: slot, _upload: upload };
-        Self { source, exchange: Some(exchange), _turn: turn }
+        let readers = Rc::clone(slot.readers());
+        let answer = PeerAnswer { body: StreamBody::new(recv), _slot: slot, _upload: upload };
+        if answer.body.is_end_stream() || length.is_some_and(|length| length <= limits::SMALL_ANSWER) {
+            return Self::new(Source::Peer(answer), Some(exchange), turn);
+        }
+        let shared = Rc::new(SharedAnswer(RefCell::new(Some(answer))));
+        let reading = Rc::new(Reading::unread());
+        let weak: Weak<dyn Answer> = Rc::downgrade(&(Rc::clone(&shared) as Rc<dyn Answer>));
+        let registered = readers.register(&reading, weak);
+        Self::new(Source::Shared(shared, reading, registered), Some(exchange), turn)
     }
 
     /// The application's answer.
     pub(crate) fn app(answer: AppAnswer, exchange: Exchange, turn: Option<Turn>) -> Self {
-        Self { source: Source::App(answer), exchange: Some(exchange), _turn: turn }
+        Self::new(Source::App(answer), Some(exchange), turn)
     }
 }
 
@@ -430,11 +495,21 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = match &mut this.source {
-            Source::Fixed(text) => text.take().map(|text| Ok(Frame::data(text))),
-            Source::Peer { body, .. } => cleaned(ready!(body.poll(cx))),
-            Source::App(answer) => cleaned(ready!(Pin::new(answer).poll_frame(cx))),
+        if let Some(exchange) = &this.exchange {
+            exchange.via().place.taken();
+        }
+        let polled = match &mut this.source {
+            Source::Fixed(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Peer(answer) => answer.body.poll(cx),
+            Source::Shared(answer, reading, _) => {
+                let polled = answer.poll(cx);
+                reading.asked(polled.is_ready());
+                polled
+            }
+            Source::App(answer) => Pin::new(answer).poll_frame(cx),
         };
+        this.owes(polled.is_ready());
+        let frame = cleaned(ready!(polled));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
             && let Some(exchange) = &mut this.exchange
@@ -447,7 +522,8 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Fixed(text) => text.is_none(),
-            Source::Peer { body, .. } => body.is_end_stream(),
+            Source::Peer(answer) => answer.body.is_end_stream(),
+            Source::Shared(answer, ..) => answer.is_end_stream(),
             Source::App(answer) => answer.is_end_stream(),
         }
     }
@@ -455,9 +531,16 @@ impl Body for AnswerBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Fixed(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Source::Peer { body, .. } if body.is_end_stream() => SizeHint::with_exact(0),
-            Source::Peer { .. } => SizeHint::default(),
+            Source::Peer(answer) if answer.body.is_end_stream() => SizeHint::with_exact(0),
+            Source::Shared(answer, ..) if answer.is_end_stream() => SizeHint::with_exact(0),
+            Source::Peer(_) | Source::Shared(..) => SizeHint::default(),
             Source::App(answer) => answer.size_hint(),
         }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.owes(false);
     }
 }

@@ -3,6 +3,9 @@
 //! That is what a server does with an upload that it won't take. Our next write then fails, and the HTTP library gives the
 //! connection up with the answer unread behind it. [`EarlyAnswer`] drops what nobody will read any more, so that what has been
 //! answered is read first; where there is no answer, the library finds the connection's end instead.
+//!
+//! And what if it talks without end? The library takes interim answers (1xx) for as long as there are any, so after some bytes others
+//! get their turn.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -11,18 +14,23 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::frames::others_first;
+use crate::limits;
+
 /// A connection to the application.
 #[derive(Debug)]
 pub(crate) struct EarlyAnswer {
     stream: TcpStream,
     /// The application no longer reads.
     deaf: bool,
+    /// Bytes read since it was last the others' turn.
+    turn_bytes: usize,
 }
 
 impl EarlyAnswer {
     /// Wraps a connection.
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, deaf: false }
+        Self { stream, deaf: false, turn_bytes: 0 }
     }
 
     fn written(&mut self, length: usize, outcome: io::Result<usize>) -> io::Result<usize> {
@@ -38,7 +46,15 @@ impl AsyncRead for EarlyAnswer {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.turn_bytes >= limits::APP_BYTES_A_TURN {
+            self.turn_bytes = 0;
+            return others_first(cx);
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let count = buf.filled().len() - before;
+        self.turn_bytes = if read.is_pending() { 0 } else { self.turn_bytes + count };
+        read
     }
 }
 

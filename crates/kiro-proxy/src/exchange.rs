@@ -17,7 +17,9 @@ use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
 
+use crate::admission::Place;
 use crate::headers;
+use crate::metrics::Finished;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::spans;
@@ -55,8 +57,8 @@ pub(crate) struct Via {
     pub(crate) caller: Option<ServiceName>,
     /// How that is known: `mtls`, `mtls-sidecar` (the sidecar's own leaf, of `kiro call`), `loopback`, `none`.
     pub(crate) caller_proof: &'static str,
-    /// The address at the other end.
-    pub(crate) remote: SocketAddr,
+    /// Its place at its listener, held by whatever is made of it.
+    pub(crate) place: Rc<Place>,
     /// Whether it is the inside of a CONNECT tunnel.
     pub(crate) tunnelled: bool,
 }
@@ -143,7 +145,8 @@ impl Exchange {
         head: &request::Parts,
         trace: TraceContext,
     ) -> Self {
-        worker.active.set(worker.active.get() + 1);
+        worker.begun(via.direction);
+        via.place.begun();
         let (started, time) = (Instant::now(), SystemTime::now());
         Self {
             worker: Rc::clone(worker),
@@ -362,7 +365,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.worker.active.set(self.worker.active.get().saturating_sub(1));
+        self.worker.ended(self.via.direction);
+        self.via.place.ended();
         let status = self.final_status();
         if self.status.is_none() && self.reject.is_none() {
             self.cause = Cow::Borrowed("the client went away before an answer");
@@ -370,19 +374,21 @@ impl Drop for Exchange {
         let duration = self.started.elapsed();
         let bytes_in = self.request_body.as_ref().map_or(0, |progress| progress.bytes.get());
         let edge = match self.callee {
-            Callee::Peer(index) => self.state.peer(index).map(|peer| &peer.metrics),
-            Callee::Own => self.state.caller_metrics(self.via.caller.as_ref()),
-            Callee::Unknown(_) => None,
+            Callee::Peer(index) => {
+                self.state.peer(index).map_or_else(|| self.state.unknown_callee(), |peer| &peer.metrics)
+            }
+            Callee::Own => self.state.incoming(&self.via),
+            Callee::Unknown(_) => self.state.unknown_callee(),
         };
-        self.worker.metrics.request(
-            edge,
-            self.method(),
+        let finished = Finished {
+            method: self.method(),
             status,
-            self.reject,
+            reject: self.reject,
             duration,
             bytes_in,
-            self.bytes_out,
-        );
+            bytes_out: self.bytes_out,
+        };
+        edge.request(self.worker.number, &finished);
         let record = AccessRecord {
             time: self.time,
             service: self.state.me.as_str(),

@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -24,11 +23,14 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
+use crate::abuse::{self, Reason as Abuse};
+use crate::admission::Place;
 use crate::answer;
 use crate::app::{self, AppAnswer, Handshake};
 use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody};
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress, Via};
+use crate::frames::FrameTap;
 use crate::headers::{self, Kind};
 use crate::interim::Interim;
 use crate::limits;
@@ -72,26 +74,17 @@ impl PeerConnection {
 }
 
 /// Serves one connection from accept to end.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
     let state = worker.snapshot();
     let context = HandshakeContext {
         service: state.me.clone(),
         local: stream.local_addr().ok(),
-        remote: Some(remote),
+        remote: Some(place.remote),
         direction: "inbound",
     };
     let Some(turn) = worker.turn(Direction::Inbound, &stream).await else { return };
-    let Some(handshake) = worker.handshake(Box::pin(state.mesh_server.accept(stream, &context))).await else {
-        return;
-    };
-    drop(turn);
-    let established = match handshake {
-        Ok(established) => established,
-        Err(error) => {
-            worker.metrics.handshake_failed(error.code());
-            return;
-        }
-    };
+    let handshake = Box::pin(state.mesh_server.accept(stream, &context));
+    let Some(established) = worker.accept(Direction::Inbound, turn, handshake).await else { return };
     // The listener requires a certificate, so a handshake without a peer can't come this far.
     let Some(peer) = established.peer.map(|id| id.service) else { return };
     let Ok(caller_value) = HeaderValue::from_str(peer.as_str()) else { return };
@@ -101,7 +94,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         direction: Direction::Inbound,
         caller: Some(peer.clone()),
         caller_proof: "mtls",
-        remote,
+        place,
         tunnelled: false,
     };
     let connection = Rc::new(PeerConnection {
@@ -131,22 +124,32 @@ async fn http2<S>(worker: Rc<Worker>, connection: Rc<PeerConnection>, stream: S)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
+    let (stream, seen) = FrameTap::new(stream, &limits::PEER_FRAMES);
     let handshake = h2::server::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .max_header_list_size(limits::PEER_HEADER_LIST_BYTES)
         .max_send_buffer_size(limits::SEND_BUFFER)
+        .max_pending_accept_reset_streams(limits::PEER_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(limits::STREAM_ERRORS))
+        .max_concurrent_reset_streams(limits::REMEMBERED_RESETS)
+        .data_frame_budget(limits::DATA_OVERHEAD_BYTES)
         .enable_connect_protocol()
         .handshake::<_, Bytes>(stream);
-    let Ok(Ok(mut h2)) = tokio::time::timeout(limits::HANDSHAKE, handshake).await else { return };
+    let mut h2 = match tokio::time::timeout(limits::HANDSHAKE, handshake).await {
+        Ok(Ok(h2)) => h2,
+        Ok(Err(error)) if error.is_io() => return,
+        Ok(Err(_)) => return abuse::report(&worker, &connection.via, Abuse::Protocol),
+        Err(_) => return abuse::report(&worker, &connection.via, Abuse::PrefaceTimeout),
+    };
     let mut draining = std::pin::pin!(worker.phase.reached(Phase::Draining));
     // A peer was verified by the roots, and its requests by the secrets, of the identity that was: with another one it has to come again.
     let mut renewed = std::pin::pin!(worker.renewed.notified());
     let mut told = false;
     loop {
         let accepted = tokio::select! {
-            accepted = h2.accept() => accepted,
+            accepted = abuse::next_request(&worker, &connection.via, &mut h2, &seen) => accepted,
             () = &mut draining, if !told => {
                 told = true;
                 h2.graceful_shutdown();
@@ -161,6 +164,9 @@ where
         match accepted {
             Some(Ok((request, respond))) => {
                 spawn_local(stream_story(Rc::clone(&worker), Rc::clone(&connection), request, respond));
+            }
+            Some(Err(_)) | None if let Some(reason) = seen.reason() => {
+                return abuse::report(&worker, &connection.via, reason);
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_go_away() {

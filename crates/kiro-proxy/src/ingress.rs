@@ -3,7 +3,6 @@
 //! Like an inbound one, but for its proof: nobody outside has a certificate of the mesh or a key, so the policy's lines for
 //! `ingress` are all that it has to pass, and what it says of its way is replaced.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
+use crate::admission::Place;
 use crate::answer;
 use crate::app::{self, AppAnswer, AppStream, Handshake};
 use crate::body::{AnswerBody, AppBody, ClientBody};
@@ -29,38 +29,33 @@ use crate::websocket;
 use crate::worker::Worker;
 
 /// Serves one connection to the plain port.
-pub(crate) async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
-    serve::plain(worker, stream, via(remote), Front::Ingress { tls: false }).await;
+pub(crate) async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
+    serve::plain(worker, stream, via(place), Front::Ingress { tls: false }).await;
 }
 
 /// Serves one connection to the TLS port.
-pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
     let state = worker.snapshot();
     let Some(tls) = &state.ingress_server else { return };
     let context = HandshakeContext {
         service: state.me.clone(),
         local: stream.local_addr().ok(),
-        remote: Some(remote),
+        remote: Some(place.remote),
         direction: "ingress",
     };
     let Some(turn) = worker.turn(Direction::Ingress, &stream).await else { return };
-    let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
-    drop(turn);
-    match handshake {
-        Ok(established) => {
-            drop(state);
-            serve::encrypted(worker, established.stream, via(remote), Front::Ingress { tls: true }).await;
-        }
-        Err(error) => worker.metrics.handshake_failed(error.code()),
-    }
+    let handshake = Box::pin(tls.accept(stream, &context));
+    let Some(established) = worker.accept(Direction::Ingress, turn, handshake).await else { return };
+    drop(state);
+    serve::encrypted(worker, established.stream, via(place), Front::Ingress { tls: true }).await;
 }
 
-fn via(remote: SocketAddr) -> Rc<Via> {
+fn via(place: Rc<Place>) -> Rc<Via> {
     Rc::new(Via {
         direction: Direction::Ingress,
         caller: None,
         caller_proof: "none",
-        remote,
+        place,
         tunnelled: false,
     })
 }
@@ -128,7 +123,7 @@ async fn story(
         exchange.websocket();
     }
     if !exchange.state().service.ingress.as_ref().is_some_and(|ingress| ingress.trust_forwarded) {
-        headers::forwarded(&mut admitted.head.headers, via.remote.ip(), tls);
+        headers::forwarded(&mut admitted.head.headers, via.place.remote.ip(), tls);
     }
     let permitted = proof::authorize_ingress(admitted, exchange)?;
     let trusted = proof::trust_ingress(permitted);

@@ -5,7 +5,9 @@
 //!
 //! This crate can't see `kiro-pki`: a sidecar can't mint an identity.
 
+mod abuse;
 mod admin;
+mod admission;
 mod answer;
 mod app;
 mod attempt;
@@ -16,6 +18,7 @@ mod drain;
 mod early;
 mod exchange;
 mod flow;
+mod frames;
 mod h2_io;
 mod headers;
 mod inbound;

@@ -8,8 +8,18 @@ use std::time::Duration;
 /// low enough that an abuser's idle connections cost tens of megabytes, not gigabytes.
 pub(crate) const CONNECTIONS_PER_LISTENER: usize = 4096;
 
+/// File descriptors that are nobody's share: listeners, logs, files that are polled, DNS, the collector, admin.
+pub(crate) const DESCRIPTOR_RESERVE: u64 = 256;
+
+/// Log lines that strangers can cause at one listener: so many at once, enough to see what they are.
+pub(crate) const STRANGER_LINES: u32 = 20;
+
+/// And so many a second from then on: 430,000 a day, which a rotated log holds. The counts in `/metrics` are exact.
+pub(crate) const STRANGER_LINES_PER_SECOND: u32 = 5;
+
 /// TLS handshakes that one worker runs at a time on one listener, counted from a client's first byte on: a handshake is the most
-/// expensive thing a stranger can ask for. Whoever comes above it waits his turn.
+/// expensive thing a stranger can ask for. Whoever comes above it waits his turn, which the oldest
+/// has to give up after [`ROOM_MADE_AFTER`].
 pub(crate) const HANDSHAKES_PER_LISTENER: usize = 256;
 
 /// How long a TLS handshake may take, the wait for its turn included. Ten seconds is what a slow mobile client at the ingress needs.
@@ -31,6 +41,17 @@ pub(crate) const PEER_WORD: Duration = Duration::from_millis(500);
 
 /// How long a body may stand still, either way, before its sender is given up.
 pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+
+/// Answers up to this size are nobody's concern when they are not read: as many of them as there can be fill half of the connection
+/// that brings them.
+pub(crate) const SMALL_ANSWER: u64 = CONNECTION_WINDOW as u64 / 2 / STREAMS_PER_CONNECTION as u64;
+
+/// Larger answers on one connection that clients may leave unread for as long as they like, which is [`BODY_IDLE`]: what they hold of the
+/// connection's window is half of it. Of more, those that have not been read for longest are given up.
+pub(crate) const SLOW_READERS: usize = (CONNECTION_WINDOW / STREAM_WINDOW / 2) as usize;
+
+/// How often slow readers are looked for, while there may be too many. Who has read nothing between two looks, twice, is one.
+pub(crate) const SLOW_READERS_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a peer is left alone after TLS with it has failed: a certificate does not mend itself between two requests, and a
 /// handshake is the dearest thing to ask for in vain.
@@ -56,7 +77,7 @@ pub(crate) const HEADER_BYTES: usize = 64 * 1024;
 pub(crate) const PEER_HEADER_LIST_BYTES: u32 = (HEADER_BYTES + HEADER_FIELDS * 32 + 4 * 1024) as u32;
 
 /// Bytes of a header block up to which the HTTP/2 library hands a client's request over, so that its refusal is the sidecar's
-/// own and is logged. What is larger still, the library refuses without a word to anybody but the client.
+/// own and says what is wrong. What is larger still, the library refuses; that is seen from its frames (see [`crate::frames`]).
 pub(crate) const CLIENT_HEADER_LIST_BYTES: u32 = 4 * HEADER_BYTES as u32;
 
 /// Header fields a request may have: what fits in `HEADER_BYTES` with short names, and what hyper allocates for.
@@ -72,10 +93,6 @@ pub(crate) const STREAMS_PER_CONNECTION: u32 = 1024;
 /// Streams that a client of this sidecar may have open on one connection: what browsers and gRPC libraries are used to.
 pub(crate) const CLIENT_STREAMS: u32 = 256;
 
-/// How long an HTTP/2 connection of a client may be without any stream. Longer than an HTTP/1 one, since it costs as much to open as it
-/// holds, and gRPC libraries keep theirs.
-pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
-
 /// Interim answers (1xx) to one request that are passed on. An application needs one or two.
 pub(crate) const INTERIM_ANSWERS: usize = 16;
 
@@ -85,6 +102,65 @@ pub(crate) const CONTINUE: Duration = Duration::from_secs(1);
 /// Connections of one worker to an application that speaks HTTP/2; each carries as many streams as the application allows, by default
 /// a hundred or more.
 pub(crate) const APP_H2_CONNECTIONS: usize = 8;
+
+/// How many frames that carry nothing, and how many resets of streams, a connection may bring: at once, and a second. What requests
+/// and answers need of them comes on top (see [`crate::frames`]).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameAllowance {
+    /// PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown and empty frames.
+    pub(crate) control: (u32, u32),
+    /// RST_STREAM.
+    pub(crate) resets: (u32, u32),
+}
+
+/// What a client of this sidecar may do: gRPC libraries send a PING a second or two, and with each timeout a reset; all streams that a
+/// client may have open can time out at once, twice.
+pub(crate) const CLIENT_FRAMES: FrameAllowance =
+    FrameAllowance { control: (1000, 50), resets: (2 * CLIENT_STREAMS, 100) };
+
+/// What another sidecar may do. One connection carries what all of its clients do, so those who hang up in a crowd must not cost the
+/// others their connection.
+pub(crate) const PEER_FRAMES: FrameAllowance =
+    FrameAllowance { control: (10_000, 1000), resets: (8 * STREAMS_PER_CONNECTION, 2000) };
+
+/// Streams that a client may have reset before their requests were looked at, which the library holds until then: its own default, far
+/// more than a client cancels between two looks.
+pub(crate) const CLIENT_PENDING_RESETS: usize = 20;
+
+/// The same between sidecars, where it may be the clients of all of an edge who hang up at once; each costs no more than its head.
+pub(crate) const PEER_PENDING_RESETS: usize = STREAMS_PER_CONNECTION as usize;
+
+/// Streams that a peer may make the library reset by its errors, in all the life of a connection: its own default. An honest peer makes
+/// none, but for bytes that were on their way to a stream that has long been reset.
+pub(crate) const STREAM_ERRORS: usize = 1024;
+
+/// The same for clients: each error comes with a request that was begun, and they lose nobody else's connection.
+pub(crate) const CLIENT_STREAM_ERRORS: usize = 256;
+
+/// Streams that a connection may open before other connections get their turn: a burst of requests in one read is otherwise begun as a
+/// whole.
+pub(crate) const STREAMS_A_TURN: u64 = 32;
+
+/// Streams that were reset here and are remembered for what may still come for them; more are forgotten, which costs nothing but a
+/// reset more.
+pub(crate) const REMEMBERED_RESETS: usize = 50;
+
+/// What pieces of bodies that are smaller than 256 bytes may cost beyond their bytes while they wait to be read, between sidecars:
+/// what h2 takes by itself, half of the window.
+pub(crate) const DATA_OVERHEAD_BYTES: usize = CONNECTION_WINDOW as usize / 2;
+
+/// How long a client's HTTP/2 connection may carry no request: longer than the keep-alive of browsers and HTTP libraries.
+pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
+
+/// How long a connection that was asked to end may take over it.
+pub(crate) const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long a connection must have carried no request before it may have to make room for another one, where a listener is full. Who
+/// has just come is given the time to speak.
+pub(crate) const ROOM_MADE_AFTER: Duration = Duration::from_secs(1);
+
+/// How many connections make room at a time: looking for those that have been idle for longest takes a look at all.
+pub(crate) const ROOM_MADE_AT_A_TIME: usize = 64;
 
 /// Requests that may wait for a free stream on one connection before the next one is refused.
 pub(crate) const STREAM_WAITERS: usize = 1024;
@@ -102,6 +178,10 @@ pub(crate) const CLIENT_STREAM_WINDOW: u32 = 64 * 1024;
 /// See [`CLIENT_STREAM_WINDOW`].
 pub(crate) const CLIENT_CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Bytes that h2 may hold for sending on one stream of a client: anybody can open all of them with windows as large as he likes, and
+/// then not read.
+pub(crate) const CLIENT_SEND_BUFFER: usize = 64 * 1024;
+
 /// How long a tunnel whose one half has ended may move nothing in the other: then nobody is left to end it.
 pub(crate) const HALF_CLOSED_IDLE: Duration = Duration::from_secs(300);
 
@@ -111,8 +191,12 @@ pub(crate) const HEALTH_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a connection to the admin listener may last: a look, or a scraper's few.
 pub(crate) const ADMIN_CONNECTION: Duration = Duration::from_secs(120);
 
-/// Bytes that h2 may hold for sending on one stream.
+/// Bytes that h2 may hold for sending on one stream between sidecars.
 pub(crate) const SEND_BUFFER: usize = 256 * 1024;
+
+/// Bytes that are read of one connection to the application before other connections get their turn: several reads of a large body,
+/// and more than a thousand interim answers, which the library takes all at once.
+pub(crate) const APP_BYTES_A_TURN: usize = 64 * 1024;
 
 /// How long an idle connection to the application is kept. Below the five seconds after which Node.js closes one, since a
 /// request sent into a closing connection is lost.

@@ -4,18 +4,19 @@
 //! nothing. A port is first bound without that option: else a second process of the same user would take half of the traffic in
 //! silence.
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
+use crate::admission::{Limit, Listener, Place, Places};
 use crate::drain::Phase;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::worker::Worker;
 
 /// Why a port can't be bound.
@@ -94,13 +95,13 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
 /// Accepts connections until the sidecar drains (`until`), each in a task of its own.
 pub(crate) async fn accept<F>(
     worker: Rc<Worker>,
-    listener: TcpListener,
+    (name, listener): (Listener, TcpListener),
     until: Phase,
-    serve: impl Fn(Rc<Worker>, TcpStream, SocketAddr) -> F,
+    serve: impl Fn(Rc<Worker>, TcpStream, Rc<Place>) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
-    let open = Rc::new(Cell::new(0_usize));
+    let places = Places::new(name, worker.metrics.admission().connections, &worker.metrics);
     let mut ended = std::pin::pin!(worker.phase.reached(until));
     loop {
         let accepted = tokio::select! {
@@ -111,24 +112,33 @@ pub(crate) async fn accept<F>(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or a client that was gone before it was accepted: others still wait.
-                tracing::warn!(target: "kiro::listen", %error, "accept failed");
+                accept_failed(&worker.metrics, name, &error);
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
         };
-        if open.get() >= limits::CONNECTIONS_PER_LISTENER {
-            worker.metrics.connections_refused.inc();
-            continue;
-        }
+        let Some(place) = places.take(remote) else { continue };
         let _ = stream.set_nodelay(true);
         notice_dead_peers(&stream);
-        open.set(open.get() + 1);
-        let served = serve(Rc::clone(&worker), stream, remote);
-        let open = Rc::clone(&open);
+        let served = serve(Rc::clone(&worker), stream, Rc::clone(&place));
         spawn_local(async move {
-            served.await;
-            open.set(open.get().saturating_sub(1));
+            tokio::select! {
+                () = served => {}
+                () = place.told_to_leave() => {}
+            }
         });
+    }
+}
+
+/// Counts, and says unless it was said often enough, that a connection could not be accepted.
+pub(crate) fn accept_failed(metrics: &Metrics, listener: Listener, error: &io::Error) {
+    // ENFILE and EMFILE have no kind of their own.
+    if matches!(error.raw_os_error(), Some(23 | 24)) {
+        metrics.limit_hit(Limit::Descriptors);
+    }
+    if let Some(suppressed) = metrics.connections(listener).lines.take(Instant::now()) {
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        tracing::warn!(target: "kiro::listen", listener = listener.as_str(), %error, suppressed, "accept failed");
     }
 }
 

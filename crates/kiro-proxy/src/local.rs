@@ -12,7 +12,6 @@
 
 pub(crate) mod ports;
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -22,6 +21,7 @@ use kiro_core::identity::ServiceName;
 use kiro_core::mesh::Protocol;
 use tokio::net::TcpStream;
 
+use crate::admission::Place;
 use crate::exchange::{Callee, Direction, Exchange, Via};
 use crate::headers::{Admitted, Kind};
 use crate::interim::Interim;
@@ -35,13 +35,13 @@ use crate::upstream::pool::Slot;
 use crate::worker::Worker;
 
 /// Serves one connection of the application to `service`.
-async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, service: Rc<ServiceName>) {
+async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>, service: Rc<ServiceName>) {
     let state = worker.snapshot();
     let via = Rc::new(Via {
         direction: Direction::Outbound,
         caller: Some(state.me.clone()),
         caller_proof: "loopback",
-        remote,
+        place,
         tunnelled: false,
     });
     let head = head(&state, &service);

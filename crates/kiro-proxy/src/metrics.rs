@@ -1,23 +1,27 @@
-//! What is counted, and how does `/metrics` show it?
+//! What is counted, and where?
 //!
 //! The counts of an edge are made when the mesh file names its services, never by what a client sends, so that label sets can't
-//! grow from outside. Counting is an atomic addition.
+//! grow from outside. Each worker counts on lines of its own (a [`Shard`]); what happens once a connection, or less often, is
+//! counted in one place. [`catalogue`] has the names, [`collect`] writes the text.
+
+mod catalogue;
+mod collect;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use kiro_core::quota::LineQuota;
 use kiro_telemetry::log::LogSink;
-use kiro_telemetry::metrics::{Counter, Histogram, Metric, NumberKind, register_number, render};
+use kiro_telemetry::metrics::{Counter, Gauge, Histogram, render};
 use kiro_telemetry::trace::Tracing;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::registry::Registry;
 
+use crate::abuse::Reason;
+use crate::admission::{Admission, Limit, Listener};
+use crate::exchange::Direction;
+use crate::limits;
 use crate::reject::CODES;
 
 /// Upper bounds of the duration buckets: from what a request on one machine takes to the default timeout.
@@ -29,16 +33,88 @@ const DURATION_BOUNDS_US: &[u64] = &[
 const METHODS: [&str; 4] = ["read", "write", "connect", "other"];
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "gone"];
 
+/// The name, in metrics, of what is no service of the mesh file. No service can have it.
+pub(crate) const UNKNOWN: &str = "-";
+
+/// How a TLS handshake can end.
+const HANDSHAKE_OUTCOMES: &[&str] = &[
+    "ok",
+    "tls_no_certificate",
+    "tls_unknown_issuer",
+    "tls_expired",
+    "tls_not_yet_valid",
+    "tls_wrong_identity",
+    "tls_trust_domain",
+    "tls_app_leaf",
+    "tls_version",
+    "tls_alpn",
+    "tls_peer_refused",
+    "tls_closed",
+    "tls_plain_http",
+    "tls_timeout",
+    "tls_too_many",
+    "tls_other",
+];
+
+/// Which connection of the sidecar a handshake is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leg {
+    /// The application's to port 15001.
+    Outbound,
+    /// Another sidecar's to port 15006.
+    Inbound,
+    /// An outside client's to the ingress.
+    Ingress,
+    /// This sidecar's to another one.
+    Peer,
+    /// This sidecar's to the application.
+    App,
+}
+
+impl Leg {
+    /// All of them, in the order of their discriminants.
+    const ALL: [Leg; 5] = [Leg::Outbound, Leg::Inbound, Leg::Ingress, Leg::Peer, Leg::App];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Leg::Outbound => "outbound",
+            Leg::Inbound => "inbound",
+            Leg::Ingress => "ingress",
+            Leg::Peer => "peer",
+            Leg::App => "app",
+        }
+    }
+}
+
+impl From<Direction> for Leg {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Outbound => Leg::Outbound,
+            Direction::Inbound => Leg::Inbound,
+            Direction::Ingress => Leg::Ingress,
+        }
+    }
+}
+
 /// The counts of one edge as this sidecar sees it.
 #[derive(Debug)]
 pub(crate) struct EdgeMetrics {
+    shards: Box<[Shard]>,
+    /// By the place of the code in [`CODES`]; most edges never have any.
+    rejects: OnceLock<Box<[Counter]>>,
+}
+
+/// What one worker counts of an edge, on cache lines that no other worker writes.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Shard {
     requests: [[Counter; STATUSES.len()]; METHODS.len()],
     duration: Histogram,
     bytes_in: Counter,
     bytes_out: Counter,
 }
 
-impl EdgeMetrics {
+impl Shard {
     fn new() -> Self {
         Self {
             requests: Default::default(),
@@ -47,164 +123,329 @@ impl EdgeMetrics {
             bytes_out: Counter::default(),
         }
     }
+
+    fn request(&self, method: &str, status: u16) {
+        let row = self.requests.get(method_class(method));
+        if let Some(counter) = row.and_then(|row| row.get(status_class(status))) {
+            counter.inc();
+        }
+    }
 }
 
-type Edges = Arc<Mutex<HashMap<(String, String), Arc<EdgeMetrics>>>>;
+impl EdgeMetrics {
+    fn new(workers: usize) -> Self {
+        Self { shards: (0..workers.max(1)).map(|_| Shard::new()).collect(), rejects: OnceLock::new() }
+    }
+
+    fn shard(&self, worker: usize) -> Option<&Shard> {
+        self.shards.get(worker).or_else(|| self.shards.first())
+    }
+
+    /// Counts a finished request.
+    pub(crate) fn request(&self, worker: usize, finished: &Finished<'_>) {
+        if let Some(shard) = self.shard(worker) {
+            shard.request(finished.method, finished.status);
+            shard.duration.observe(finished.duration);
+            shard.bytes_in.add(finished.bytes_in);
+            shard.bytes_out.add(finished.bytes_out);
+        }
+        if let Some(code) = finished.reject {
+            self.reject(code);
+        }
+    }
+
+    /// Counts a request that was answered before it could be read: nobody knows its method or how long it took.
+    pub(crate) fn unread(&self, worker: usize, status: u16, code: &'static str) {
+        if let Some(shard) = self.shard(worker) {
+            shard.request("", status);
+        }
+        self.reject(code);
+    }
+
+    fn reject(&self, code: &'static str) {
+        let rejects = self.rejects.get_or_init(|| CODES.iter().map(|_| Counter::default()).collect());
+        if let Some(position) = CODES.iter().position(|known| *known == code)
+            && let Some(count) = rejects.get(position)
+        {
+            count.inc();
+        }
+    }
+}
+
+/// A request that has ended, as far as it is counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Finished<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) status: u16,
+    pub(crate) reject: Option<&'static str>,
+    pub(crate) duration: Duration,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+/// The connections of one listener.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    /// Open now.
+    pub(crate) open: Gauge,
+    /// Accepted so far.
+    pub(crate) accepted: Counter,
+    /// Turned away.
+    pub(crate) refused: Counter,
+    /// Closed to make room.
+    pub(crate) evicted: Counter,
+    /// Cut off, by [`Reason`].
+    abuse: [Counter; Reason::ALL.len()],
+    /// Bounds the log lines that strangers can cause there.
+    pub(crate) lines: Arc<LineQuota>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            open: Gauge::default(),
+            accepted: Counter::default(),
+            refused: Counter::default(),
+            evicted: Counter::default(),
+            abuse: Default::default(),
+            lines: Arc::new(LineQuota::new(limits::STRANGER_LINES, limits::STRANGER_LINES_PER_SECOND)),
+        }
+    }
+}
+
+/// Connections that this sidecar opens.
+#[derive(Debug, Default)]
+pub(crate) struct Dialled {
+    /// Opened so far.
+    pub(crate) opened: Counter,
+    /// Ended so far.
+    pub(crate) closed: Counter,
+    /// Could not be opened.
+    pub(crate) failed: Counter,
+}
+
+/// A dialled connection, which counts as open until this is dropped.
+pub(crate) struct OpenConnection {
+    metrics: Arc<Metrics>,
+    of: fn(&Metrics) -> &Dialled,
+}
+
+impl OpenConnection {
+    /// One to another sidecar.
+    pub(crate) fn to_peer(metrics: &Arc<Metrics>) -> Self {
+        Self::new(metrics, Metrics::upstream)
+    }
+
+    /// One to the application.
+    pub(crate) fn to_app(metrics: &Arc<Metrics>) -> Self {
+        Self::new(metrics, Metrics::app)
+    }
+
+    /// Where it is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    fn new(metrics: &Arc<Metrics>, of: fn(&Metrics) -> &Dialled) -> Self {
+        of(metrics).opened.inc();
+        Self { metrics: Arc::clone(metrics), of }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        (self.of)(&self.metrics).closed.inc();
+    }
+}
+
+/// What one worker shows of itself; only it writes here.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Load {
+    /// Requests under way, by [`Direction`].
+    pub(crate) in_flight: [Gauge; 3],
+}
+
+type Edges = Mutex<HashMap<(String, String), Arc<EdgeMetrics>>>;
 
 /// All counts of a sidecar.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    edges: Edges,
-    rejects: Arc<Vec<AtomicU64>>,
-    handshake_failures: Arc<Mutex<HashMap<&'static str, u64>>>,
+    counts: Arc<Counts>,
     registry: Mutex<Registry>,
-    /// Answers that the HTTP library gave by itself.
-    pub(crate) library_answers: Arc<Counter>,
-    /// Connections turned away because a listener was full.
-    pub(crate) connections_refused: Arc<Counter>,
-    certificate_expiry_unix_s: Arc<AtomicU64>,
-    local_ports_failed: Arc<AtomicU64>,
+}
+
+/// What is counted, apart from what writes it down.
+#[derive(Debug)]
+struct Counts {
+    admission: Admission,
+    edges: Edges,
+    loads: Box<[Load]>,
+    listeners: [Connections; Listener::ALL.len()],
+    upstream: Dialled,
+    app: Dialled,
+    /// By [`Leg`], and by the place in [`HANDSHAKE_OUTCOMES`].
+    handshakes: [Box<[Counter]>; Leg::ALL.len()],
+    handshakes_in_progress: [Gauge; Leg::ALL.len()],
+    limit_hits: [Counter; Limit::ALL.len()],
+    library_answers: Counter,
+    trailers_dropped: Counter,
+    certificate_expiry_unix_s: AtomicU64,
+    local_ports_failed: AtomicU64,
 }
 
 impl Metrics {
-    /// Counts that all stand at nothing.
-    pub(crate) fn new(log: LogSink, tracing: Tracing) -> Arc<Self> {
-        let metrics = Arc::new(Self {
+    /// Counts that all stand at nothing, for a number of workers.
+    pub(crate) fn new(log: LogSink, tracing: Tracing, workers: usize, admission: Admission) -> Arc<Self> {
+        let counts = Arc::new(Counts {
+            admission,
             edges: Edges::default(),
-            rejects: Arc::new(CODES.iter().map(|_| AtomicU64::new(0)).collect()),
-            handshake_failures: Arc::default(),
-            registry: Mutex::new(Registry::default()),
-            library_answers: Arc::default(),
-            connections_refused: Arc::default(),
-            certificate_expiry_unix_s: Arc::default(),
-            local_ports_failed: Arc::default(),
+            loads: (0..workers.max(1)).map(|_| Load::default()).collect(),
+            listeners: Default::default(),
+            upstream: Dialled::default(),
+            app: Dialled::default(),
+            handshakes: std::array::from_fn(|_| {
+                HANDSHAKE_OUTCOMES.iter().map(|_| Counter::default()).collect()
+            }),
+            handshakes_in_progress: Default::default(),
+            limit_hits: Default::default(),
+            library_answers: Counter::default(),
+            trailers_dropped: Counter::default(),
+            certificate_expiry_unix_s: AtomicU64::new(0),
+            local_ports_failed: AtomicU64::new(0),
         });
-        let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.register_collector(Box::new(EdgeCollector {
-            edges: Arc::clone(&metrics.edges),
-            rejects: Arc::clone(&metrics.rejects),
-            handshake_failures: Arc::clone(&metrics.handshake_failures),
-        }));
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let (library, refused) =
-            (Arc::clone(&metrics.library_answers), Arc::clone(&metrics.connections_refused));
-        let expiry = Arc::clone(&metrics.certificate_expiry_unix_s);
-        let local_ports_failed = Arc::clone(&metrics.local_ports_failed);
-        let mut register = |kind, name, help, read: Box<dyn Fn() -> u64 + Send + Sync>| {
-            register_number(&mut registry, kind, name, help, move || number(read()));
-        };
-        register(
-            NumberKind::Counter,
-            "kiro_library_answers",
-            "Requests that were answered before they could be read whole: malformed or too large heads",
-            Box::new(move || library.get()),
-        );
-        register(
-            NumberKind::Counter,
-            "kiro_connections_refused",
-            "Connections turned away because a listener had all that it may have",
-            Box::new(move || refused.get()),
-        );
-        register(
-            NumberKind::Gauge,
-            "kiro_certificate_expiry_timestamp_seconds",
-            "When the sidecar's certificate ends, in seconds since 1970",
-            Box::new(move || expiry.load(Ordering::Relaxed)),
-        );
-        register(
-            NumberKind::Gauge,
-            "kiro_local_ports_failed",
-            "Ports of the pod's loopback that lead to tcp services and can't be bound",
-            Box::new(move || local_ports_failed.load(Ordering::Relaxed)),
-        );
-        register(
-            NumberKind::Counter,
-            "kiro_log_lines_lost",
-            "Log lines lost to a full buffer",
-            Box::new(move || log.lost()),
-        );
-        let (recorded, exported, failed) = (tracing.clone(), tracing.clone(), tracing);
-        register(
-            NumberKind::Counter,
-            "kiro_spans_recorded",
-            "Spans handed to the exporter",
-            Box::new(move || recorded.counts().recorded),
-        );
-        register(
-            NumberKind::Counter,
-            "kiro_spans_exported",
-            "Spans that the collector took",
-            Box::new(move || exported.counts().exported),
-        );
-        register(
-            NumberKind::Counter,
-            "kiro_spans_lost",
-            "Spans lost: the collector did not take them, or the queue was full",
-            Box::new(move || failed.counts().failed + failed.counts().dropped),
-        );
-        drop(registry);
-        metrics
+        let mut registry = Registry::default();
+        collect::register(&mut registry, Arc::clone(&counts), log, tracing);
+        Arc::new(Self { counts, registry: Mutex::new(registry) })
     }
 
     /// The counts of an edge, made on first use; called when a mesh file is read, never for a request.
     pub(crate) fn edge(&self, from: &str, to: &str) -> Arc<EdgeMetrics> {
-        let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(
-            edges.entry((from.to_owned(), to.to_owned())).or_insert_with(|| Arc::new(EdgeMetrics::new())),
-        )
+        let mut edges = self.counts.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        let edge = edges
+            .entry((from.to_owned(), to.to_owned()))
+            .or_insert_with(|| Arc::new(EdgeMetrics::new(self.counts.loads.len())));
+        Arc::clone(edge)
+    }
+
+    /// What this process admits.
+    pub(crate) fn admission(&self) -> Admission {
+        self.counts.admission
     }
 
     /// Notes when the certificate ends.
     pub(crate) fn certificate_ends(&self, unix_seconds: u64) {
-        self.certificate_expiry_unix_s.store(unix_seconds, Ordering::Relaxed);
+        self.counts.certificate_expiry_unix_s.store(unix_seconds, Ordering::Relaxed);
     }
 
     /// Notes how many local ports can't be bound.
     pub(crate) fn local_ports_failed(&self, count: usize) {
-        self.local_ports_failed.store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.counts.local_ports_failed.store(count, Ordering::Relaxed);
     }
 
-    /// Counts a finished request.
+    /// Shows how many requests of one direction are under way at a worker.
+    pub(crate) fn in_flight(&self, worker: usize, direction: Direction, count: u64) {
+        let load = self.counts.loads.get(worker);
+        if let Some(gauge) = load.and_then(|load| load.in_flight.get(direction as usize)) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The connections of a listener.
+    pub(crate) fn connections(&self, listener: Listener) -> &Connections {
+        let [outbound, inbound, ingress, ingress_tls, local, admin, health] = &self.counts.listeners;
+        match listener {
+            Listener::Outbound => outbound,
+            Listener::Inbound => inbound,
+            Listener::Ingress => ingress,
+            Listener::IngressTls => ingress_tls,
+            Listener::Local => local,
+            Listener::Admin => admin,
+            Listener::Health => health,
+        }
+    }
+
+    /// Connections to other sidecars.
+    pub(crate) fn upstream(&self) -> &Dialled {
+        &self.counts.upstream
+    }
+
+    /// Connections to the application.
+    pub(crate) fn app(&self) -> &Dialled {
+        &self.counts.app
+    }
+
+    /// Counts a connection that was cut.
+    pub(crate) fn abused(&self, listener: Listener, reason: Reason) {
+        if let Some(count) = self.connections(listener).abuse.get(reason as usize) {
+            count.inc();
+        }
+    }
+
+    /// Counts that a bound was run into.
+    pub(crate) fn limit_hit(&self, limit: Limit) {
+        self.limit_hits(limit, 1);
+    }
+
+    /// Counts that a bound was run into several times.
+    pub(crate) fn limit_hits(&self, limit: Limit, times: u64) {
+        if let Some(count) = self.counts.limit_hits.get(limit as usize) {
+            count.add(times);
+        }
+    }
+
+    /// Counts an answer that the HTTP library gave by itself.
+    pub(crate) fn library_answered(&self) {
+        self.counts.library_answers.inc();
+    }
+
+    /// Counts trailers that could not be carried on.
     #[allow(
-        clippy::too_many_arguments,
-        reason = "one call a request; a struct would only repeat the access record"
+        dead_code,
+        reason = "trailers towards HTTP/1 are about to be dropped where the head does not name them"
     )]
-    pub(crate) fn request(
-        &self,
-        edge: Option<&Arc<EdgeMetrics>>,
-        method: &str,
-        status: u16,
-        reject: Option<&'static str>,
-        duration: Duration,
-        bytes_in: u64,
-        bytes_out: u64,
-    ) {
-        if let Some(edge) = edge {
-            let row = edge.requests.get(method_class(method));
-            if let Some(counter) = row.and_then(|row| row.get(status_class(status))) {
-                counter.inc();
-            }
-            edge.duration.observe(duration);
-            edge.bytes_in.add(bytes_in);
-            edge.bytes_out.add(bytes_out);
-        }
-        if let Some(code) = reject
-            && let Some(position) = CODES.iter().position(|known| *known == code)
-            && let Some(count) = self.rejects.get(position)
-        {
-            count.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn trailers_dropped(&self) {
+        self.counts.trailers_dropped.inc();
+    }
+
+    /// Counts a TLS handshake that has ended: `ok`, or the code of its failure.
+    pub(crate) fn handshake_ended(&self, leg: Leg, outcome: &'static str) {
+        let known = HANDSHAKE_OUTCOMES.iter().position(|known| *known == outcome);
+        let position = known.unwrap_or(HANDSHAKE_OUTCOMES.len() - 1);
+        let counts = self.counts.handshakes.get(leg as usize);
+        if let Some(count) = counts.and_then(|counts| counts.get(position)) {
+            count.inc();
         }
     }
 
-    /// Counts a TLS handshake that failed.
-    pub(crate) fn handshake_failed(&self, code: &'static str) {
-        let mut failures = self.handshake_failures.lock().unwrap_or_else(PoisonError::into_inner);
-        *failures.entry(code).or_default() += 1;
+    /// A TLS handshake with a client is under way for as long as this is kept.
+    pub(crate) fn handshake_begins(self: &Arc<Self>, leg: Leg) -> UnderWay {
+        let metrics = Arc::clone(self);
+        if let Some(gauge) = metrics.counts.handshakes_in_progress.get(leg as usize) {
+            gauge.inc();
+        }
+        UnderWay { metrics, leg }
     }
 
     /// The Prometheus text.
     pub(crate) fn render(&self) -> String {
         render(&self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// See [`Metrics::handshake_begins`].
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    metrics: Arc<Metrics>,
+    leg: Leg,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some(gauge) = self.metrics.counts.handshakes_in_progress.get(self.leg as usize) {
+            gauge.dec();
+        }
     }
 }
 
@@ -225,87 +466,5 @@ fn status_class(status: u16) -> usize {
         300..400 => 2,
         400..500 => 3,
         _ => 4,
-    }
-}
-
-#[derive(Debug)]
-struct EdgeCollector {
-    edges: Edges,
-    rejects: Arc<Vec<AtomicU64>>,
-    handshake_failures: Arc<Mutex<HashMap<&'static str, u64>>>,
-}
-
-impl Collector for EdgeCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let edges: std::collections::BTreeMap<_, _> =
-            edges.into_iter().filter(|(_, metrics)| metrics.duration.count() > 0).collect();
-        let mut requests = encoder.encode_descriptor(
-            "kiro_requests",
-            "Requests by edge, class of method and class of status (`gone`: the client left before an answer)",
-            None,
-            MetricType::Counter,
-        )?;
-        for ((from, to), metrics) in &edges {
-            for (method, row) in METHODS.iter().zip(&metrics.requests) {
-                for (status, counter) in STATUSES.iter().zip(row).filter(|(_, counter)| counter.get() > 0) {
-                    let labels = [
-                        ("from", from.as_str()),
-                        ("to", to.as_str()),
-                        ("method", *method),
-                        ("status", *status),
-                    ];
-                    ConstCounter::new(counter.get()).encode(requests.encode_family(&labels)?)?;
-                }
-            }
-        }
-        let mut durations = encoder.encode_descriptor(
-            "kiro_request_duration_seconds",
-            "From a request's head to its answer's end",
-            None,
-            MetricType::Histogram,
-        )?;
-        for ((from, to), metrics) in &edges {
-            let labels = [("from", from.as_str()), ("to", to.as_str())];
-            Histogram::encode_sum(&[&metrics.duration], durations.encode_family(&labels)?)?;
-        }
-        let mut bytes =
-            encoder.encode_descriptor("kiro_body_bytes", "Bytes of bodies", None, MetricType::Counter)?;
-        for ((from, to), metrics) in &edges {
-            for (way, counter) in [("request", &metrics.bytes_in), ("response", &metrics.bytes_out)] {
-                let labels = [("from", from.as_str()), ("to", to.as_str()), ("body", way)];
-                ConstCounter::new(counter.get()).encode(bytes.encode_family(&labels)?)?;
-            }
-        }
-        self.encode_refusals(encoder)
-    }
-}
-
-impl EdgeCollector {
-    fn encode_refusals(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut rejects = encoder.encode_descriptor(
-            "kiro_rejects",
-            "Refused requests by code",
-            None,
-            MetricType::Counter,
-        )?;
-        for (code, count) in CODES.iter().zip(self.rejects.iter()) {
-            let count = count.load(Ordering::Relaxed);
-            if count > 0 {
-                ConstCounter::new(count).encode(rejects.encode_family(&[("code", *code)])?)?;
-            }
-        }
-        let failures = self.handshake_failures.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failures: std::collections::BTreeMap<_, _> = failures.into_iter().collect();
-        let mut handshakes = encoder.encode_descriptor(
-            "kiro_tls_handshakes_failed",
-            "TLS handshakes that failed, by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for (code, count) in failures {
-            ConstCounter::new(count).encode(handshakes.encode_family(&[("code", code)])?)?;
-        }
-        Ok(())
     }
 }

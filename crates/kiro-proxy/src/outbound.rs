@@ -19,8 +19,9 @@ use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
+use crate::admission::Place;
 use crate::answer;
-use crate::app::within;
+use crate::app::{self, within};
 use crate::attempt::{Attempts, Failure, Reached};
 use crate::body::AnswerBody;
 use crate::client::{Client, RequestBody, Upgrade};
@@ -42,13 +43,13 @@ use crate::websocket;
 use crate::worker::{Worker, unix_seconds};
 
 /// Serves one connection of the application.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
     let state = worker.snapshot();
     let via = |caller_proof| Via {
         direction: Direction::Outbound,
         caller: Some(state.me.clone()),
         caller_proof,
-        remote,
+        place: Rc::clone(&place),
         tunnelled: false,
     };
     let Some(tls) = &state.loopback_server else {
@@ -59,21 +60,16 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let context = HandshakeContext {
         service: state.me.clone(),
         local: stream.local_addr().ok(),
-        remote: Some(remote),
+        remote: Some(place.remote),
         direction: "outbound",
     };
     let Some(turn) = worker.turn(Direction::Outbound, &stream).await else { return };
-    let Some(handshake) = worker.handshake(Box::pin(tls.accept(stream, &context))).await else { return };
-    drop(turn);
-    match handshake {
-        Ok(established) => {
-            let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);
-            let via = Rc::new(via(if sidecar { "mtls-sidecar" } else { "mtls" }));
-            drop(state);
-            serve::encrypted(worker, established.stream, via, Front::Outbound).await;
-        }
-        Err(error) => worker.metrics.handshake_failed(error.code()),
-    }
+    let handshake = Box::pin(tls.accept(stream, &context));
+    let Some(established) = worker.accept(Direction::Outbound, turn, handshake).await else { return };
+    let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);
+    let via = Rc::new(via(if sidecar { "mtls-sidecar" } else { "mtls" }));
+    drop(state);
+    serve::encrypted(worker, established.stream, via, Front::Outbound).await;
 }
 
 /// What the story ends with.
@@ -129,7 +125,8 @@ pub(crate) async fn answer(
             if turn.is_some() && upload.as_ref().is_some_and(|upload| !upload.is_done()) {
                 answer::closes(&mut head.headers);
             }
-            Response::from_parts(head, AnswerBody::peer(recv, slot, upload, exchange, turn))
+            let length = app::length(&head.headers);
+            Response::from_parts(head, AnswerBody::peer(recv, length, slot, upload, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Ok(Answered::HttpTunnel(client)) => {
@@ -138,7 +135,7 @@ pub(crate) async fn answer(
                 direction: via.direction,
                 caller: via.caller.clone(),
                 caller_proof: via.caller_proof,
-                remote: via.remote,
+                place: Rc::clone(&via.place),
                 tunnelled: true,
             };
             spawn_local(serve::tunnelled(worker, client, Rc::new(inside)));

@@ -21,6 +21,7 @@ use kiro_core::fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::abuse::{self, Reason};
 use crate::body::AnswerBody;
 use crate::client::{Client, ClientStream, RequestBody, Upgrade};
 use crate::drain::Phase;
@@ -48,6 +49,9 @@ pub(crate) enum Front {
 /// Serves a connection without TLS.
 pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, front: Front) {
     match tokio::time::timeout(limits::HEAD, first_bytes(&stream)).await {
+        Err(_) if stream.try_read(&mut [0]).is_ok_and(|count| count > 0) => {
+            abuse::report(&worker, &via, Reason::PrefaceTimeout);
+        }
         Ok(Ok(Guess::Http2)) => http2::serve(worker, stream, via, front).await,
         Ok(Ok(Guess::Http1 | Guess::NeedMore)) => http1(worker, stream, via, front).await,
         Ok(Ok(Guess::Tls)) => {

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::admin::{self, Audience, View};
+use crate::admission::{Admission, Listener};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
 use crate::listen::{self, BindError, Bound};
@@ -86,6 +87,9 @@ pub fn read_mesh(source: &MeshSource) -> Result<(String, Mesh), StartError> {
     }
 }
 
+/// Listeners that share the descriptors of a worker: outbound, inbound, and the two of the ingress.
+const LISTENERS: usize = 4;
+
 /// A sidecar that runs.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -122,7 +126,8 @@ impl Sidecar {
         let (text, mesh) = read_mesh(&settings.mesh)?;
         let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
         let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
-        let metrics = Metrics::new(log.clone(), tracing.clone());
+        let admission = Admission::of_this_process(settings.workers, LISTENERS);
+        let metrics = Metrics::new(log.clone(), tracing.clone(), settings.workers, admission);
         let first = Arc::clone(&identity.borrow());
         note_expiry(&metrics, &first);
         let state = State::build(1, &settings.service, &mesh, first, &metrics)?;
@@ -276,7 +281,9 @@ impl Listeners {
             let builder = thread::Builder::new().name(format!("kiro-worker-{number}"));
             let runtime = runtime()?;
             threads.push(
-                builder.spawn(move || LocalSet::new().block_on(&runtime, work(&parts, sockets, quiet)))?,
+                builder.spawn(move || {
+                    LocalSet::new().block_on(&runtime, work(&parts, number, sockets, quiet))
+                })?,
             );
         }
         let (admin, health) = (self.admin.into_sockets(), self.health.into_sockets());
@@ -302,22 +309,24 @@ struct Sockets {
 }
 
 /// One worker's life.
-async fn work(parts: &Parts, sockets: Sockets, quiet: mpsc::Sender<bool>) {
-    let worker = Worker::new(parts);
+async fn work(parts: &Parts, number: usize, sockets: Sockets, quiet: mpsc::Sender<bool>) {
+    let worker = Worker::new(parts, number);
     worker.spawn_chores(parts.states.clone());
     let listen =
         |socket: Option<std::net::TcpListener>| socket.and_then(|socket| TcpListener::from_std(socket).ok());
     if let Some(listener) = listen(sockets.inbound) {
+        let listener = (Listener::Inbound, listener);
         tokio::task::spawn_local(listen::accept(worker.clone(), listener, Phase::Draining, inbound::serve));
     }
     if let Some(listener) = listen(sockets.outbound) {
+        let listener = (Listener::Outbound, listener);
         tokio::task::spawn_local(listen::accept(worker.clone(), listener, Phase::Stopped, outbound::serve));
     }
     tokio::task::spawn_local(ports::follow(worker.clone(), sockets.local_ports, sockets.number));
     if let Some(listener) = listen(sockets.ingress) {
         tokio::task::spawn_local(listen::accept(
             worker.clone(),
-            listener,
+            (Listener::Ingress, listener),
             Phase::Draining,
             ingress::serve_plain,
         ));
@@ -325,7 +334,7 @@ async fn work(parts: &Parts, sockets: Sockets, quiet: mpsc::Sender<bool>) {
     if let Some(listener) = listen(sockets.ingress_tls) {
         tokio::task::spawn_local(listen::accept(
             worker.clone(),
-            listener,
+            (Listener::IngressTls, listener),
             Phase::Draining,
             ingress::serve_tls,
         ));

@@ -16,7 +16,9 @@ use kiro_core::mesh::{Allow, AppTls, Mesh, Protocol, Service, Signatures, Source
 use kiro_core::policy::Policy;
 use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
 
-use crate::metrics::{EdgeMetrics, Metrics};
+use crate::admission::Listener;
+use crate::exchange::{Direction, Via};
+use crate::metrics::{EdgeMetrics, Metrics, UNKNOWN};
 
 /// What workers hold: one reference count of their own, so that a request touches no other thread's cache line.
 pub(crate) type Snapshot = Rc<Arc<State>>;
@@ -74,6 +76,8 @@ pub(crate) struct State {
     index: HashMap<ServiceName, usize>,
     callers: HashMap<ServiceName, Arc<EdgeMetrics>>,
     ingress: Arc<EdgeMetrics>,
+    unknown_caller: Arc<EdgeMetrics>,
+    unknown_callee: Arc<EdgeMetrics>,
     allow_lines: Vec<String>,
 }
 
@@ -123,9 +127,11 @@ impl State {
             });
         }
         let tls = |error: &dyn std::fmt::Display| StateError::Tls(error.to_string());
+        let lines = |listener| &metrics.connections(listener).lines;
         let ingress_server = match (&service.ingress, &identity.ingress) {
             (Some(ingress), Some(material)) if ingress.tls_port.is_some() => {
-                Some(kiro_tls::ingress_server(material).map_err(|error| tls(&error))?)
+                let server = kiro_tls::ingress_server(material).map_err(|error| tls(&error))?;
+                Some(server.with_failures_bounded(lines(Listener::IngressTls)))
             }
             (Some(ingress), None) if ingress.tls_port.is_some() => {
                 return Err(StateError::NoIngressCertificate(me.clone()));
@@ -138,11 +144,14 @@ impl State {
             generation,
             me: me.clone(),
             me_value: HeaderValue::from_str(me.as_str()).map_err(|error| tls(&error))?,
-            mesh_server: kiro_tls::mesh_server(&identity.identity).map_err(|error| tls(&error))?,
+            mesh_server: kiro_tls::mesh_server(&identity.identity)
+                .map_err(|error| tls(&error))?
+                .with_failures_bounded(lines(Listener::Inbound)),
             loopback_server: mutual
                 .then(|| kiro_tls::loopback_server(&identity.identity))
                 .transpose()
-                .map_err(|error| tls(&error))?,
+                .map_err(|error| tls(&error))?
+                .map(|server| server.with_failures_bounded(lines(Listener::Outbound))),
             app_client: mutual
                 .then(|| match service.app.protocol {
                     Protocol::H2 | Protocol::Grpc => kiro_tls::loopback_client_h2(&identity.identity),
@@ -165,6 +174,8 @@ impl State {
                 .map(|name| (name.clone(), metrics.edge(name.as_str(), me.as_str())))
                 .collect(),
             ingress: metrics.edge("ingress", me.as_str()),
+            unknown_caller: metrics.edge(UNKNOWN, me.as_str()),
+            unknown_callee: metrics.edge(me.as_str(), UNKNOWN),
             allow_lines: allow_lines(me, mesh),
         })
     }
@@ -180,12 +191,18 @@ impl State {
         self.peers.get(index)
     }
 
-    /// The counts of the edge from a caller to here.
-    pub(crate) fn caller_metrics(&self, caller: Option<&ServiceName>) -> Option<&Arc<EdgeMetrics>> {
-        match caller {
-            None => Some(&self.ingress),
-            Some(caller) => self.callers.get(caller),
+    /// The counts of the edge by which a request has come that goes no further than to this sidecar or its application.
+    pub(crate) fn incoming(&self, via: &Via) -> &Arc<EdgeMetrics> {
+        match (via.direction, &via.caller) {
+            (Direction::Outbound, _) => &self.unknown_callee,
+            (_, None) => &self.ingress,
+            (_, Some(caller)) => self.callers.get(caller).unwrap_or(&self.unknown_caller),
         }
+    }
+
+    /// The counts of requests to what is no service of the mesh.
+    pub(crate) fn unknown_callee(&self) -> &Arc<EdgeMetrics> {
+        &self.unknown_callee
     }
 
     /// The policy's lines that concern this sidecar, for people to read.

@@ -11,16 +11,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::log::{Format, LineBuffer, LogSink};
 use kiro_telemetry::trace::Tracing;
+use kiro_tls::HandshakeError;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
+use crate::admission::{Gate, HandshakeTurn, Limit};
 use crate::app::App;
 use crate::discover::{Names, Resolver};
 use crate::drain::PhaseWatch;
 use crate::exchange::{Direction, Via};
 use crate::limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Leg, Metrics};
 use crate::reject::Reject;
 use crate::settings::Settings;
 use crate::state::{Snapshot, State};
@@ -45,9 +47,13 @@ pub(crate) struct Worker {
     pub(crate) names: Names,
     /// Open tunnels and upgraded streams.
     pub(crate) tunnels: Tunnels,
-    /// Exchanges that are under way.
-    pub(crate) active: Cell<u64>,
-    handshakes: Turns,
+    /// Exchanges that are under way, by direction.
+    active: [Cell<u64>; 3],
+    /// Its place among the workers.
+    pub(crate) number: usize,
+    /// Whose turn it is for a handshake, one gate for each [`Direction`]: a crowd at one of them is no concern of the others, and none of
+    /// the sidecar's own calls.
+    handshakes: [Gate; 3],
     /// Told to all who hold a connection on which somebody has proven himself to the identity that was.
     pub(crate) renewed: Notify,
     /// Serving, draining, or done.
@@ -69,7 +75,7 @@ pub(crate) struct Parts {
 
 impl Worker {
     /// Makes a worker on its own thread.
-    pub(crate) fn new(parts: &Parts) -> Rc<Self> {
+    pub(crate) fn new(parts: &Parts, number: usize) -> Rc<Self> {
         let state: Arc<State> = Arc::clone(&parts.states.borrow());
         Rc::new(Self {
             snapshot: RefCell::new(Rc::new(state)),
@@ -82,8 +88,9 @@ impl Worker {
             app: App::new(),
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
-            active: Cell::new(0),
-            handshakes: Turns::new(),
+            active: Default::default(),
+            number,
+            handshakes: std::array::from_fn(|_| Gate::new(&parts.metrics)),
             renewed: Notify::new(),
             phase: parts.phase.clone(),
             settings: Arc::clone(&parts.settings),
@@ -107,9 +114,19 @@ impl Worker {
 
     /// Writes the line of a request that the HTTP library answered by itself, since its head could not be read.
     pub(crate) fn library_answer(&self, via: &Via, reject: Reject, cause: &str) {
-        self.metrics.library_answers.inc();
+        self.library_answers(via, reject, cause, 1);
+    }
+
+    /// The same for several of a kind, which came at once and share a line.
+    pub(crate) fn library_answers(&self, via: &Via, reject: Reject, cause: &str, count: u64) {
         let state = self.snapshot();
-        self.metrics.request(None, "", reject.status().as_u16(), Some(reject.code()), Duration::ZERO, 0, 0);
+        for _ in 0..count {
+            self.metrics.library_answered();
+            state.incoming(via).unread(self.number, reject.status().as_u16(), reject.code());
+        }
+        if reject == Reject::HeadersTooLarge {
+            self.metrics.limit_hits(Limit::HeaderBytes, count);
+        }
         self.access_line(&AccessRecord {
             time: SystemTime::now(),
             service: state.me.as_str(),
@@ -141,31 +158,68 @@ impl Worker {
 
     /// Waits until a client has begun to speak and it is its turn for a handshake on its listener. Only who has begun counts: silent
     /// connections keep nobody out.
-    pub(crate) async fn turn(&self, direction: Direction, stream: &TcpStream) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn turn(&self, direction: Direction, stream: &TcpStream) -> Option<HandshakeTurn<'_>> {
         // Not `readable()`, which may be true of a connection that has nothing to read.
         let begun = tokio::time::timeout(limits::FIRST_BYTE, stream.peek(&mut [0])).await.ok()?.ok()?;
         if begun == 0 {
             return None;
         }
-        let turns = match direction {
-            Direction::Outbound => &self.handshakes.outbound,
-            Direction::Inbound => &self.handshakes.inbound,
-            Direction::Ingress => &self.handshakes.ingress,
+        let gate = self.handshakes.get(direction as usize)?;
+        let turn = tokio::time::timeout(limits::HANDSHAKE, gate.turn()).await;
+        let Ok((gate, under_way)) = turn else {
+            self.metrics.handshake_ended(direction.into(), "tls_too_many");
+            return None;
         };
-        let turn = tokio::time::timeout(limits::HANDSHAKE, turns.acquire()).await;
-        if turn.is_err() {
-            self.metrics.handshake_failed("tls_too_many");
-        }
-        turn.ok()?.ok()
+        Some(HandshakeTurn { gate, under_way, _counted: self.metrics.handshake_begins(direction.into()) })
     }
 
-    /// Runs a TLS handshake within its time; the caller boxes it, since its state is large and soon gone.
-    pub(crate) async fn handshake<F: Future>(&self, handshake: F) -> Option<F::Output> {
-        let outcome = tokio::time::timeout(limits::HANDSHAKE, handshake).await.ok();
-        if outcome.is_none() {
-            self.metrics.handshake_failed("tls_timeout");
+    /// Runs a TLS handshake with a client.
+    pub(crate) async fn accept<S>(
+        &self,
+        direction: Direction,
+        turn: HandshakeTurn<'_>,
+        handshake: impl Future<Output = Result<S, HandshakeError>>,
+    ) -> Option<S> {
+        tokio::select! {
+            outcome = self.handshake(direction.into(), handshake) => outcome?.ok(),
+            () = turn.under_way.leave.notified() => {
+                self.metrics.handshake_ended(direction.into(), "tls_too_many");
+                None
+            }
         }
+    }
+
+    /// Runs a TLS handshake within its time, and counts how it ended; the caller boxes it, since its state is large and soon gone.
+    pub(crate) async fn handshake<S>(
+        &self,
+        leg: Leg,
+        handshake: impl Future<Output = Result<S, HandshakeError>>,
+    ) -> Option<Result<S, HandshakeError>> {
+        let outcome = tokio::time::timeout(limits::HANDSHAKE, handshake).await.ok();
+        let word = match &outcome {
+            Some(Ok(_)) => "ok",
+            Some(Err(error)) => error.code(),
+            None => "tls_timeout",
+        };
+        self.metrics.handshake_ended(leg, word);
         outcome
+    }
+
+    /// Notes that an exchange is under way.
+    pub(crate) fn begun(&self, direction: Direction) {
+        self.count_active(direction, |count| count + 1);
+    }
+
+    /// Notes that one has ended.
+    pub(crate) fn ended(&self, direction: Direction) {
+        self.count_active(direction, |count| count.saturating_sub(1));
+    }
+
+    fn count_active(&self, direction: Direction, change: impl FnOnce(u64) -> u64) {
+        if let Some(active) = self.active.get(direction as usize) {
+            active.set(change(active.get()));
+            self.metrics.in_flight(self.number, direction, active.get());
+        }
     }
 
     /// Runs what a worker does beside serving; the tasks end with the runtime.
@@ -207,28 +261,13 @@ impl Worker {
     /// Waits until nothing is under way, or the time is over; true where nothing was left.
     pub(crate) async fn quiesce(&self, limit: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + limit;
-        while self.active.get() > 0 {
+        while self.active.iter().any(|active| active.get() > 0) {
             if tokio::time::Instant::now() >= deadline {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         true
-    }
-}
-
-/// Whose turn it is for a handshake, one queue for each listener: a crowd at one of them is no concern of the others, and none of
-/// the sidecar's own calls.
-struct Turns {
-    outbound: Semaphore,
-    inbound: Semaphore,
-    ingress: Semaphore,
-}
-
-impl Turns {
-    fn new() -> Self {
-        let turns = || Semaphore::new(limits::HANDSHAKES_PER_LISTENER);
-        Self { outbound: turns(), inbound: turns(), ingress: turns() }
     }
 }
 

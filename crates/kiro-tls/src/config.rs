@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use kiro_core::identity::{Role, SpiffeId};
+use kiro_core::quota::LineQuota;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
@@ -74,6 +75,8 @@ pub(crate) struct ServerCore {
     versions: &'static [&'static SupportedProtocolVersion],
     alpn: &'static [&'static [u8]],
     pub(crate) leg: Leg,
+    /// Bounds the lines of handshakes that fail, which anybody can cause.
+    pub(crate) failures: Option<Arc<LineQuota>>,
 }
 
 impl ServerCore {
@@ -85,6 +88,7 @@ impl ServerCore {
             versions: &MESH_VERSIONS,
             alpn,
             leg,
+            failures: None,
         }
     }
 
@@ -235,6 +239,7 @@ pub fn ingress_server(material: &IngressMaterial) -> Result<IngressServer, TlsCo
         versions: &INGRESS_VERSIONS,
         alpn: &[H2, HTTP1, HTTP1_0],
         leg: Leg::Ingress,
+        failures: None,
     };
     Ok(IngressServer(core.tried()?))
 }
@@ -291,6 +296,13 @@ pub fn outbound_client(identity: &Arc<Identity>) -> Result<LoopbackClient, TlsCo
 macro_rules! accepts {
     ($($server:ty),*) => {$(
         impl $server {
+            /// Bounds the log lines of handshakes that fail, which anybody can cause.
+            #[must_use]
+            pub fn with_failures_bounded(mut self, lines: &Arc<LineQuota>) -> Self {
+                self.0.failures = Some(Arc::clone(lines));
+                self
+            }
+
             /// Runs a caller's handshake. May be dropped at any await; put a time limit round it.
             ///
             /// # Errors
@@ -348,7 +360,7 @@ mod tests {
         let leaf = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
         let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap();
         let certificate = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![leaf.into()], key)));
-        ServerCore { certificate, rules: None, versions: &INGRESS_VERSIONS, alpn: &[H2], leg }
+        ServerCore { certificate, rules: None, versions: &INGRESS_VERSIONS, alpn: &[H2], leg, failures: None }
     }
 
     /// The handshakes of the tests outside see that nothing is resumed; each of several settings is enough for that alone.

@@ -95,6 +95,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut line = Line::new(context, Side::Server, core.leg, core.expected());
+    line.failures.clone_from(&core.failures);
     let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
     let start = match (&mut hello).await {
         Ok(start) => start,

@@ -6,6 +6,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
+
+use kiro_core::quota::LineQuota;
 
 use crate::error::{HandshakeError, HandshakeErrorKind, Stage, explain};
 use crate::facts::{LeafFacts, instant};
@@ -21,6 +24,8 @@ pub(crate) struct Line<'a> {
     pub(crate) leg: Leg,
     expected: Option<String>,
     pub(crate) verifier: Option<Arc<PeerVerifier>>,
+    /// Bounds the lines of failures; absent where no stranger can cause them.
+    pub(crate) failures: Option<Arc<LineQuota>>,
     written: bool,
 }
 
@@ -43,7 +48,7 @@ struct Failure<'a> {
 
 impl<'a> Line<'a> {
     pub(crate) fn new(context: &'a HandshakeContext, side: Side, leg: Leg, expected: Option<String>) -> Self {
-        Self { context, side, leg, expected, verifier: None, written: false }
+        Self { context, side, leg, expected, verifier: None, failures: None, written: false }
     }
 
     /// The peer has proven itself.
@@ -101,6 +106,14 @@ impl<'a> Line<'a> {
         self.written = true;
         let facts = outcome.facts;
         let failure = outcome.failure.as_ref();
+        let suppressed = match (failure, &self.failures) {
+            // A quiet one is below the level that is written.
+            (Some(Failure { quiet: false, .. }), Some(failures)) => match failures.take(Instant::now()) {
+                Some(suppressed) => (suppressed > 0).then_some(suppressed),
+                None => return,
+            },
+            _ => None,
+        };
         let (presented, sans) = (facts.map(LeafFacts::presented), facts.map(|facts| facts.sans.join(" ")));
         let (not_before, not_after) =
             (facts.map(|facts| instant(facts.not_before)), facts.map(|facts| instant(facts.not_after)));
@@ -129,6 +142,7 @@ impl<'a> Line<'a> {
                     reason = failure.map(|failure| failure.reason),
                     cause = failure.map(|failure| failure.cause),
                     fix = failure.map(|failure| failure.fix),
+                    suppressed,
                     $message
                 )
             };

@@ -66,7 +66,7 @@ async fn each_failure_has_a_code_of_its_own() {
 
     assert_eq!(codes.len(), 5);
     for code in codes {
-        let counted = world.metric("caller", &format!("kiro_rejects_total{{code=\"{code}\"}}")).await;
+        let counted = world.rejects("caller", code).await;
         assert_eq!(counted, 1, "{code}");
     }
     assert!(world.stop().await);

@@ -248,7 +248,10 @@ async fn each_port_says_what_it_does_not_speak() {
     client.rest().await;
     drop(client);
     eventually("the failure is counted", || async {
-        world.metric("front", "kiro_tls_handshakes_failed_total{code=\"tls_plain_http\"}").await == 1
+        world
+            .metric("front", "kiro_tls_handshakes_total{direction=\"ingress\",outcome=\"tls_plain_http\"}")
+            .await
+            == 1
     })
     .await;
     assert!(recorder.seen().is_empty());

@@ -49,7 +49,7 @@ async fn what_no_line_allows_is_denied_at_the_caller() {
         check_denied(&world, &request("GET", &format!("http://callee{path}")), "policy_ambiguous_path").await;
     }
     assert!(recorders.iter().all(|recorder| recorder.seen().is_empty()));
-    let denied = world.metric("caller", "kiro_rejects_total{code=\"policy_method\"}").await;
+    let denied = world.rejects("caller", "policy_method").await;
     assert_eq!(denied, 7);
     assert!(world.stop().await);
 }

@@ -260,6 +260,14 @@ impl World {
         value.map_or(0, |value| value.parse().unwrap())
     }
 
+    /// How many requests a sidecar refused with a code, on all of its edges.
+    pub(crate) async fn rejects(&self, service: &str, code: &str) -> u64 {
+        let metrics = self.admin(service, "/metrics").await.body;
+        let wanted = format!("code=\"{code}\"}} ");
+        let counts = metrics.lines().filter(|line| line.starts_with("kiro_rejects_total{"));
+        counts.filter_map(|line| Some(line.split_once(&wanted)?.1.parse::<u64>().unwrap())).sum()
+    }
+
     /// Ends the mesh.
     pub(crate) async fn stop(self) -> bool {
         let clean = self.mesh.stop().await;

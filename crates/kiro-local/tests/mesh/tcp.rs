@@ -451,7 +451,7 @@ async fn an_application_that_is_down_is_a_reset_and_a_line() {
     assert_eq!((&inside["status"], &inside["reject"]), (&502.into(), &"app_connect".into()), "{inside}");
     let out = line_of(&world, 0, "caller", "outbound").await;
     assert_eq!((&out["status"], &out["reject"]), (&502.into(), &"app_connect".into()), "{out}");
-    assert_eq!(world.metric("caller", "kiro_rejects_total{code=\"app_connect\"}").await, 1);
+    assert_eq!(world.rejects("caller", "app_connect").await, 1);
     assert!(world.stop().await);
 }
 

@@ -151,7 +151,7 @@ async fn tls_inside_connect_is_refused_by_name() {
     assert_eq!(client.rest().await, "");
     let expected = Refusal { status: 400, code: "tls_in_tunnel", cause: "call http://<service>" };
     check_line(&world, "caller", before, "TLS in a tunnel", expected).await;
-    assert_eq!(world.metric("caller", "kiro_rejects_total{code=\"tls_in_tunnel\"}").await, 1);
+    assert_eq!(world.rejects("caller", "tls_in_tunnel").await, 1);
     assert!(recorder.seen().is_empty());
     assert!(world.stop().await);
 }

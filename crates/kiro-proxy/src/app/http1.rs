@@ -24,6 +24,7 @@ use crate::exchange::Progress;
 use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
+use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
 use crate::state::State;
 use crate::worker::Worker;
@@ -300,14 +301,14 @@ async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Re
     let stream = super::tcp(worker, state).await?;
     let ends = super::ends(&stream);
     let case = state.service.app.header_case;
-    let (sender, driver) = match super::tls(state, EarlyAnswer::new(stream), ends).await? {
-        super::Wire::Plain(stream) => handshake(stream, case).await?,
-        super::Wire::Tls(stream) => handshake(*stream, case).await?,
+    let (sender, driver) = match super::tls(worker, state, EarlyAnswer::new(stream), ends).await? {
+        super::Wire::Plain(stream) => handshake(worker, stream, case).await?,
+        super::Wire::Tls(stream) => handshake(worker, *stream, case).await?,
     };
     Ok(worker.app.http1.connection(sender, driver, true))
 }
 
-async fn handshake<S>(stream: S, case: HeaderCase) -> Result<(Sender, Driver), Refused>
+async fn handshake<S>(worker: &Worker, stream: S, case: HeaderCase) -> Result<(Sender, Driver), Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -318,7 +319,9 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
+    let open = OpenConnection::to_app(&worker.metrics);
     let driver = spawn_local(async move {
+        let _open = open;
         // What goes wrong is seen by the request that is under way; an idle connection that ends is nobody's concern.
         let _ = connection.with_upgrades().await;
     });

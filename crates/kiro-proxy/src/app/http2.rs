@@ -21,6 +21,7 @@ use crate::exchange::Progress;
 use crate::headers;
 use crate::interim::{Answering, Interim};
 use crate::limits;
+use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
 use crate::send::{Pace, Passing, send as send_body};
 use crate::state::State;
@@ -103,9 +104,14 @@ impl AppConnections {
     async fn open(&self, worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
         let stream = super::tcp(worker, state).await?;
         let (address, ends) = (address(worker, state), super::ends(&stream));
-        let parts =
-            Http2 { address, signer: None, refusal: Refusal::default(), freed: Rc::clone(&self.freed) };
-        let upstream = match super::tls(state, stream, ends).await? {
+        let parts = Http2 {
+            address,
+            signer: None,
+            refusal: Refusal::default(),
+            freed: Rc::clone(&self.freed),
+            open: OpenConnection::to_app(&worker.metrics),
+        };
+        let upstream = match super::tls(worker, state, stream, ends).await? {
             Wire::Plain(stream) => handshake(worker, stream, parts).await?,
             Wire::Tls(stream) => handshake(worker, *stream, parts).await?,
         };

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_local};
 
+use crate::admission::Listener;
 use crate::drain::Phase;
 use crate::limits;
 use crate::listen::{self, Bound};
@@ -208,8 +209,8 @@ async fn accept(worker: Rc<Worker>, Socket { socket, open }: Socket, service: Rc
     match TcpListener::from_std(socket) {
         Ok(listener) => {
             // Like the application's proxy, these work until the sidecar's end: what drains may still need its database.
-            let serve = |worker, stream, remote| super::serve(worker, stream, remote, Rc::clone(&service));
-            listen::accept(worker, listener, Phase::Stopped, serve).await;
+            let serve = |worker, stream, place| super::serve(worker, stream, place, Rc::clone(&service));
+            listen::accept(worker, (Listener::Local, listener), Phase::Stopped, serve).await;
         }
         Err(error) => {
             tracing::error!(target: "kiro::local", callee = %service, %error, "the runtime does not take a local port's socket");

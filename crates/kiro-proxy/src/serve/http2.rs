@@ -3,7 +3,7 @@
 //! By the `h2` crate directly, as between sidecars: a stream that is reset in the middle is an error and no end, interim answers pass,
 //! and what CONNECT opens is a stream like any other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -14,89 +14,80 @@ use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 
 use super::{Front, drains_at};
+use crate::abuse::{self, Reason};
+use crate::admission::Place;
 use crate::body::{AnswerBody, BodyError};
 use crate::client::{Client, RequestBody, StreamBody, Upgrade};
 use crate::exchange::Via;
+use crate::frames::{FrameTap, Seen};
 use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
 use crate::send::{Pace, Passing, break_off, send};
 use crate::worker::Worker;
 
-/// Streams of one connection that are open.
-#[derive(Default)]
-struct Open {
-    count: Cell<usize>,
-    none: Notify,
-}
-
-/// One of them.
-struct Counted(Rc<Open>);
-
-impl Counted {
-    fn new(open: &Rc<Open>) -> Self {
-        open.count.set(open.count.get() + 1);
-        Self(Rc::clone(open))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.count.set(self.0.count.get().saturating_sub(1));
-        if self.0.count.get() == 0 {
-            self.0.none.notify_one();
-        }
-    }
-}
-
 /// Serves a connection from its preface to its end.
 pub(super) async fn serve<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let (stream, seen) = FrameTap::new(stream, &limits::CLIENT_FRAMES);
     let handshake = h2::server::Builder::new()
         .initial_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .max_concurrent_streams(limits::CLIENT_STREAMS)
         .max_header_list_size(limits::CLIENT_HEADER_LIST_BYTES)
-        .max_send_buffer_size(limits::SEND_BUFFER)
+        .max_send_buffer_size(limits::CLIENT_SEND_BUFFER)
+        .max_pending_accept_reset_streams(limits::CLIENT_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(limits::CLIENT_STREAM_ERRORS))
+        .max_concurrent_reset_streams(limits::REMEMBERED_RESETS)
         .enable_connect_protocol()
         .handshake::<_, Bytes>(stream);
-    let Ok(Ok(mut h2)) = tokio::time::timeout(limits::HEAD, handshake).await else { return };
-    let open = Rc::new(Open::default());
+    let mut h2 = match tokio::time::timeout(limits::HEAD, handshake).await {
+        Ok(Ok(h2)) => h2,
+        Ok(Err(error)) if error.is_io() => return,
+        Ok(Err(_)) => return abuse::report(&worker, &via, Reason::Protocol),
+        Err(_) => return abuse::report(&worker, &via, Reason::PrefaceTimeout),
+    };
     let mut ending = std::pin::pin!(worker.phase.reached(drains_at(front)));
-    let mut told = false;
+    let mut overdue = std::pin::pin!(preface_overdue(&seen));
+    let mut unread = std::pin::pin!(via.place.not_read());
+    let mut idle = std::pin::pin!(idle_for_too_long(&via.place));
+    // None while it goes on; then, where it has one, the time by which it has to be over.
+    let mut told: Option<Option<Instant>> = None;
     loop {
         let accepted = tokio::select! {
-            accepted = h2.accept() => accepted,
-            () = &mut ending, if !told => {
-                told = true;
+            accepted = abuse::next_request(&worker, &via, &mut h2, &seen) => accepted,
+            () = &mut overdue => return abuse::report(&worker, &via, Reason::PrefaceTimeout),
+            () = &mut unread => return abuse::report(&worker, &via, Reason::SlowReader),
+            () = &mut ending, if told.is_none() => {
+                told = Some(None);
                 h2.graceful_shutdown();
                 continue;
             }
-            () = idle(&open), if !told => {
-                told = true;
+            () = &mut idle, if told.is_none() => {
+                told = Some(Some(Instant::now() + limits::GOODBYE));
                 h2.graceful_shutdown();
                 continue;
             }
+            () = until(told), if told.is_some() => return,
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                let counted = Counted::new(&open);
-                let served = stream_story(Rc::clone(&worker), Rc::clone(&via), front, request, respond);
-                spawn_local(async move {
-                    served.await;
-                    drop(counted);
-                });
+                spawn_local(stream_story(Rc::clone(&worker), Rc::clone(&via), front, request, respond));
+            }
+            Some(Err(_)) | None if let Some(reason) = seen.reason() => {
+                return abuse::report(&worker, &via, reason);
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_go_away() {
                     tracing::info!(
-                        target: "kiro::serve", listener = via.direction.as_str(), remote = %via.remote, %error,
+                        target: "kiro::serve", listener = via.direction.as_str(), remote = %via.place.remote, %error,
                         "HTTP/2 connection ended by an error"
                     );
                 }
@@ -107,18 +98,28 @@ where
     }
 }
 
-/// Waits until no stream has been open for a while.
-async fn idle(open: &Open) {
+/// Returns when the time is over, where there is one.
+async fn until(told: Option<Option<Instant>>) {
+    match told.flatten() {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when a client has not got through its preface in time.
+async fn preface_overdue(seen: &Seen) {
+    tokio::time::sleep(limits::HEAD).await;
+    if seen.settings() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns when a connection has carried no request for too long.
+async fn idle_for_too_long(place: &Place) {
     loop {
-        while open.count.get() > 0 {
-            open.none.notified().await;
-        }
-        let asleep = tokio::time::sleep(limits::CLIENT_IDLE);
-        tokio::pin!(asleep);
-        asleep.await;
-        if open.count.get() == 0 {
-            return;
-        }
+        let idle = place.idle_for().unwrap_or_default();
+        let Some(left) = limits::CLIENT_IDLE.checked_sub(idle).filter(|left| !left.is_zero()) else { return };
+        tokio::time::sleep(left).await;
     }
 }
 

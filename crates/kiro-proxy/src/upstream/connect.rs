@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use crate::limits;
+use crate::metrics::{Leg, OpenConnection};
 use crate::reject::{Refused, Reject};
 use crate::state::{Peer, State};
 use crate::upstream::pool::Upstream;
@@ -39,16 +41,14 @@ pub(crate) async fn connect(
         remote: Some(address),
         direction: "outbound",
     };
-    let Some(handshake) = worker.handshake(Box::pin(tls.connect(stream, &context))).await else {
+    let Some(handshake) = worker.handshake(Leg::Peer, Box::pin(tls.connect(stream, &context))).await else {
         return Err(Refused::new(
             Reject::UpstreamTls("tls_timeout"),
             format!("no TLS handshake with {address} in time"),
         ));
     };
-    let established = handshake.map_err(|error| {
-        worker.metrics.handshake_failed(error.code());
-        Refused::new(Reject::UpstreamTls(error.code()), error.to_string())
-    })?;
+    let established =
+        handshake.map_err(|error| Refused::new(Reject::UpstreamTls(error.code()), error.to_string()))?;
     let signer = match state.signatures {
         Signatures::Off => None,
         Signatures::Required => {
@@ -66,13 +66,15 @@ pub(crate) async fn connect(
     };
     let refusal = Refusal::default();
     let stream = RefusalTap { inner: established.stream, refusal: Rc::clone(&refusal) };
+    let metrics = Arc::clone(&worker.metrics);
     let worker = Rc::downgrade(worker);
     let ended = move |upstream: &Rc<Upstream>| {
         if let Some(worker) = worker.upgrade() {
             worker.upstreams.forget(upstream);
         }
     };
-    http2(stream, Http2 { address, signer, refusal, freed: Rc::default() }, ended).await
+    let open = OpenConnection::to_peer(&metrics);
+    http2(stream, Http2 { address, signer, refusal, freed: Rc::default(), open }, ended).await
 }
 
 /// What a connection that speaks HTTP/2 has beside its stream.
@@ -85,6 +87,8 @@ pub(crate) struct Http2 {
     pub(crate) refusal: Refusal,
     /// Who waits for a stream of it, or of one of its kind, is told by this.
     pub(crate) freed: Rc<Notify>,
+    /// That it is counted.
+    pub(crate) open: OpenConnection,
 }
 
 async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
@@ -105,7 +109,7 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
 /// Begins HTTP/2; `ended` learns of the connection's end.
 pub(crate) async fn http2<S>(
     stream: S,
-    Http2 { address, signer, refusal, freed }: Http2,
+    Http2 { address, signer, refusal, freed, open }: Http2,
     ended: impl FnOnce(&Rc<Upstream>) + 'static,
 ) -> Result<Rc<Upstream>, Refused>
 where
@@ -137,9 +141,12 @@ where
         ping: RefCell::new(connection.ping_pong()),
         asked: Notify::new(),
         refusal,
+        metrics: Arc::clone(open.metrics()),
+        readers: Rc::default(),
     });
     let driven = Rc::downgrade(&upstream);
     spawn_local(async move {
+        let _open = open;
         // Requests on the connection learn its end from their streams; here it only has to be forgotten.
         let _ = std::future::poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
         let Some(upstream) = driven.upgrade() else { return };

@@ -5,5 +5,6 @@
 
 pub(crate) mod connect;
 pub(crate) mod pool;
+pub(crate) mod readers;
 
 pub(crate) use pool::{Upstream, Upstreams};

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,10 +20,13 @@ use kiro_core::signature::Signer;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
+use crate::admission::Limit;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::reject::{Refused, Reject};
 use crate::state::Snapshot;
 use crate::upstream::connect::{self, Refusal};
+use crate::upstream::readers::Readers;
 use crate::worker::Worker;
 
 /// A live connection to a peer.
@@ -41,6 +45,8 @@ pub(crate) struct Upstream {
     pub(super) ping: RefCell<Option<PingPong>>,
     pub(super) asked: Notify,
     pub(super) refusal: Refusal,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readers: Rc<Readers>,
 }
 
 /// The right to open one stream. h2 queues without bound past the peer's limit, so whoever sends holds one of these.
@@ -52,6 +58,11 @@ impl Slot {
     /// The connection that it is a place on.
     pub(crate) fn upstream(&self) -> &Rc<Upstream> {
         &self.upstream
+    }
+
+    /// Who reads the larger answers of the connection.
+    pub(crate) fn readers(&self) -> &Rc<Readers> {
+        &self.upstream.readers
     }
 }
 
@@ -67,6 +78,7 @@ impl Upstream {
     pub(crate) async fn slot(self: &Rc<Self>) -> Result<Slot, Refused> {
         if !self.has_room() {
             if self.waiting.get() >= limits::STREAM_WAITERS {
+                self.metrics.limit_hit(Limit::StreamWaiters);
                 return Err(Refused::new(
                     Reject::QueueFull,
                     format!("{} wait for {}", self.waiting.get(), self.address),
@@ -323,6 +335,9 @@ fn open(worker: &Rc<Worker>, name: ServiceName, address: SocketAddr) -> Rc<Openi
             Some((_, peer)) => connect::connect(&worker, &state, peer, address).await,
             None => Err(Reject::ServiceUnknown.into()),
         };
+        if outcome.is_err() {
+            worker.metrics.upstream().failed.inc();
+        }
         settle(&worker.upstreams, address, &result, &outcome);
         *result.outcome.borrow_mut() = Some(outcome);
         result.done.notify_waiters();
