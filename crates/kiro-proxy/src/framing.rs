@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -157,6 +158,8 @@ struct Shared {
     seen: AtomicU8,
     /// Set once the connection carries something else than HTTP.
     upgraded: AtomicBool,
+    /// Set while a write waits for the client.
+    stalled: AtomicBool,
 }
 
 const SEEN: u8 = 1;
@@ -182,6 +185,14 @@ impl Heads {
     pub(crate) fn begun(&self) -> bool {
         !self.shared.in_body.load(Ordering::Relaxed) && self.shared.seen.load(Ordering::Relaxed) & SEEN != 0
     }
+
+    /// Whether no request is under way, no head has begun, and no write waits for the client.
+    pub(crate) fn quiet(&self) -> bool {
+        let shared = &self.shared;
+        !shared.in_body.load(Ordering::Relaxed)
+            && shared.seen.load(Ordering::Relaxed) & SEEN == 0
+            && !shared.stalled.load(Ordering::Relaxed)
+    }
 }
 
 /// One request's turn on a connection; the next head comes when it is dropped.
@@ -204,12 +215,19 @@ pub(crate) struct HeadTap<S> {
     turn: u32,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Has been read, and looked at, and is read again.
+    given_back: Bytes,
 }
 
 impl<S> HeadTap<S> {
     /// Taps a stream.
     pub(crate) fn new(inner: S, heads: Heads) -> Self {
-        Self { inner, heads, scan: HeadScan::default(), turn: 0, stalled: None }
+        Self { inner, heads, scan: HeadScan::default(), turn: 0, stalled: None, given_back: Bytes::new() }
+    }
+
+    /// Lets bytes be read again that were read before, ahead of all others.
+    pub(crate) fn give_back(&mut self, bytes: Bytes) {
+        self.given_back = bytes;
     }
 
     fn look(&mut self, piece: &[u8]) {
@@ -235,6 +253,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadTap<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.given_back.is_empty() {
+            let count = self.given_back.len().min(buf.remaining());
+            buf.put_slice(&self.given_back.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         self.look(buf.filled().get(before..).unwrap_or_default());
@@ -247,9 +270,12 @@ impl<S> HeadTap<S> {
     /// has got rid of what it has. After an upgrade a stream may stand still for as long as its ends like.
     fn patience<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() || self.heads.shared.upgraded.load(Ordering::Relaxed) {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.heads.shared.stalled.store(false, Ordering::Relaxed);
+            }
             return polled;
         }
+        self.heads.shared.stalled.store(true, Ordering::Relaxed);
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::BODY_IDLE)));
         stalled
             .as_mut()

@@ -11,6 +11,7 @@ use http::{HeaderValue, Request, Response, Version};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use tokio_rustls::server::TlsStream;
 
 use crate::admission::Place;
 use crate::answer;
@@ -35,19 +36,23 @@ pub(crate) async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, place: Rc
 
 /// Serves one connection to the TLS port.
 pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
+    // Boxed: what a handshake needs is given back when it is over.
+    let Some(stream) = Box::pin(shake_hands(&worker, stream, &place)).await else { return };
+    serve::encrypted(worker, stream, via(place), Front::Ingress { tls: true }).await;
+}
+
+async fn shake_hands(worker: &Worker, stream: TcpStream, place: &Place) -> Option<Box<TlsStream<TcpStream>>> {
     let state = worker.snapshot();
-    let Some(tls) = &state.ingress_server else { return };
+    let tls = state.ingress_server.as_ref()?;
     let context = HandshakeContext {
         service: state.me.clone(),
         local: stream.local_addr().ok(),
         remote: Some(place.remote),
         direction: "ingress",
     };
-    let Some(turn) = worker.turn(Direction::Ingress, &stream).await else { return };
+    let turn = worker.turn(Direction::Ingress, &stream).await?;
     let handshake = Box::pin(tls.accept(stream, &context));
-    let Some(established) = worker.accept(Direction::Ingress, turn, handshake).await else { return };
-    drop(state);
-    serve::encrypted(worker, established.stream, via(place), Front::Ingress { tls: true }).await;
+    Some(Box::new(worker.accept(Direction::Ingress, turn, handshake).await?.stream))
 }
 
 fn via(place: Rc<Place>) -> Rc<Via> {

@@ -29,6 +29,7 @@ mod listen;
 mod local;
 mod metrics;
 mod outbound;
+mod park;
 mod payload;
 mod pod;
 mod proof;

@@ -32,6 +32,10 @@ pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(30);
 /// library has one timer for both.
 pub(crate) const HEAD: Duration = Duration::from_secs(30);
 
+/// How long a client's HTTP/1 connection may wait for its next request before it is parked. Long enough that a busy one never is, and
+/// that parking, which costs a few microseconds, is nothing beside what a request costs at one a second.
+pub(crate) const PARK_AFTER: Duration = Duration::from_secs(1);
+
 /// How long a TCP connect to another pod may take. Linkerd's default; a container network answers in microseconds.
 pub(crate) const CONNECT: Duration = Duration::from_secs(1);
 

@@ -120,7 +120,8 @@ pub(crate) async fn accept<F>(
         let Some(place) = places.take(remote) else { continue };
         let _ = stream.set_nodelay(true);
         notice_dead_peers(&stream);
-        let served = serve(Rc::clone(&worker), stream, Rc::clone(&place));
+        // Boxed, or the task would have room for it twice: where it is captured and where it is awaited.
+        let served = Box::pin(serve(Rc::clone(&worker), stream, Rc::clone(&place)));
         spawn_local(async move {
             tokio::select! {
                 () = served => {}

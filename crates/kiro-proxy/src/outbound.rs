@@ -18,6 +18,7 @@ use kiro_core::mesh::Timeout;
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
+use tokio_rustls::server::TlsStream;
 
 use crate::admission::Place;
 use crate::answer;
@@ -35,6 +36,7 @@ use crate::reject::{self, Refused, Reject};
 use crate::route::{self, Plan};
 use crate::serve::{self, Front};
 use crate::spans;
+use crate::state::{Snapshot, State};
 use crate::tunnel;
 use crate::upstream::Upstream;
 use crate::upstream::connect::lost;
@@ -45,31 +47,46 @@ use crate::worker::{Worker, unix_seconds};
 /// Serves one connection of the application.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
     let state = worker.snapshot();
-    let via = |caller_proof| Via {
-        direction: Direction::Outbound,
-        caller: Some(state.me.clone()),
-        caller_proof,
-        place: Rc::clone(&place),
-        tunnelled: false,
-    };
-    let Some(tls) = &state.loopback_server else {
-        let via = Rc::new(via("loopback"));
-        drop(state);
-        return serve::plain(worker, stream, via, Front::Outbound).await;
-    };
+    if state.loopback_server.is_some() {
+        // Boxed: what a handshake needs is given back when it is over, and a connection without TLS never has it.
+        let handshake = Box::pin(shake_hands(Rc::clone(&worker), state, stream, place));
+        let Some((stream, via)) = handshake.await else { return };
+        return serve::encrypted(worker, stream, via, Front::Outbound).await;
+    }
+    let via = via(&state, "loopback", place);
+    drop(state);
+    serve::plain(worker, stream, via, Front::Outbound).await;
+}
+
+async fn shake_hands(
+    worker: Rc<Worker>,
+    state: Snapshot,
+    stream: TcpStream,
+    place: Rc<Place>,
+) -> Option<(Box<TlsStream<TcpStream>>, Rc<Via>)> {
+    let tls = state.loopback_server.as_ref()?;
     let context = HandshakeContext {
         service: state.me.clone(),
         local: stream.local_addr().ok(),
         remote: Some(place.remote),
         direction: "outbound",
     };
-    let Some(turn) = worker.turn(Direction::Outbound, &stream).await else { return };
+    let turn = worker.turn(Direction::Outbound, &stream).await?;
     let handshake = Box::pin(tls.accept(stream, &context));
-    let Some(established) = worker.accept(Direction::Outbound, turn, handshake).await else { return };
+    let established = worker.accept(Direction::Outbound, turn, handshake).await?;
     let sidecar = established.peer.as_ref().is_some_and(|peer| peer.role == Role::Sidecar);
-    let via = Rc::new(via(if sidecar { "mtls-sidecar" } else { "mtls" }));
-    drop(state);
-    serve::encrypted(worker, established.stream, via, Front::Outbound).await;
+    let via = via(&state, if sidecar { "mtls-sidecar" } else { "mtls" }, place);
+    Some((Box::new(established.stream), via))
+}
+
+fn via(state: &State, caller_proof: &'static str, place: Rc<Place>) -> Rc<Via> {
+    Rc::new(Via {
+        direction: Direction::Outbound,
+        caller: Some(state.me.clone()),
+        caller_proof,
+        place,
+        tunnelled: false,
+    })
 }
 
 /// What the story ends with.

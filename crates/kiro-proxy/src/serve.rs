@@ -7,7 +7,6 @@ mod http2;
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use kiro_core::fields;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -32,7 +30,7 @@ use crate::interim::Interim;
 use crate::limits;
 use crate::reject::Reject;
 use crate::worker::Worker;
-use crate::{ingress, outbound};
+use crate::{ingress, outbound, park};
 
 /// Which story a listener's requests take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +50,8 @@ pub(crate) async fn plain(worker: Rc<Worker>, stream: TcpStream, via: Rc<Via>, f
         Err(_) if stream.try_read(&mut [0]).is_ok_and(|count| count > 0) => {
             abuse::report(&worker, &via, Reason::PrefaceTimeout);
         }
-        Ok(Ok(Guess::Http2)) => http2::serve(worker, stream, via, front).await,
+        // Boxed, as is what only some connections need: room that is not used is paid for by every one of them.
+        Ok(Ok(Guess::Http2)) => Box::pin(http2::serve(worker, stream, via, front)).await,
         Ok(Ok(Guess::Http1 | Guess::NeedMore)) => http1(worker, stream, via, front).await,
         Ok(Ok(Guess::Tls)) => {
             worker.library_answer(&via, Reject::MessageInvalid, "TLS on a port that speaks plain HTTP");
@@ -81,17 +80,19 @@ async fn first_bytes(stream: &TcpStream) -> std::io::Result<Guess> {
     }
 }
 
-/// Serves a connection after its TLS handshake; ALPN has chosen the version.
+/// Serves a connection after its TLS handshake; ALPN has chosen the version. The stream is boxed, since it is large, and each future on
+/// the way would have room for it twice.
 pub(crate) async fn encrypted<S>(
     worker: Rc<Worker>,
-    stream: tokio_rustls::server::TlsStream<S>,
+    stream: Box<tokio_rustls::server::TlsStream<S>>,
     via: Rc<Via>,
     front: Front,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2::serve(worker, stream, via, front).await;
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if is_h2 {
+        Box::pin(http2::serve(worker, stream, via, front)).await;
     } else {
         http1(worker, stream, via, front).await;
     }
@@ -144,10 +145,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let heads = Heads::default();
-    let begun = heads.clone();
-    let io = TokioIo::new(HeadTap::new(stream, heads.clone()));
     let service = {
-        let (worker, via) = (Rc::clone(&worker), Rc::clone(&via));
+        let (worker, via, heads) = (Rc::clone(&worker), Rc::clone(&via), heads.clone());
         service_fn(move |request: Request<Incoming>| {
             let (oddities, turn) = heads.read();
             let heads = heads.clone();
@@ -166,38 +165,21 @@ where
             }
         })
     };
-    let connection = http1_limits().serve_connection(io, service).with_upgrades();
-    let connection = std::pin::pin!(connection);
-    let ended = until_drained(&worker, front, connection, |connection| connection.graceful_shutdown()).await;
-    if let Err(error) = ended {
-        library_error(&worker, &via, &error, begun.begun());
+    let mut client = park::Client::new(HeadTap::new(stream, heads.clone()), service);
+    let drained = std::pin::pin!(worker.phase.reached(drains_at(front)));
+    if let Err(error) = park::serve(&mut client, &heads, http1_limits, drained).await {
+        library_error(&worker, &via, &error, heads.begun());
     }
 }
 
-/// HTTP/1 within the limits. Answers are flushed one by one: what hyper gathers over pipelined requests it loses when it closes.
+/// HTTP/1 within the limits; the timer of heads is [`park`]'s. Answers are flushed one by one: what hyper gathers over pipelined requests it loses when it closes.
 fn http1_limits() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD)
         .max_header_size(limits::HEADER_BYTES)
         .max_headers(limits::HEADER_FIELDS);
     builder
-}
-
-/// Drives a connection to its end, which it is asked for when the sidecar drains.
-async fn until_drained<C: Future>(
-    worker: &Worker,
-    front: Front,
-    mut connection: Pin<&mut C>,
-    shut_down: impl FnOnce(Pin<&mut C>),
-) -> C::Output {
-    tokio::select! {
-        ended = &mut connection => return ended,
-        () = worker.phase.reached(drains_at(front)) => {}
-    }
-    shut_down(connection.as_mut());
-    connection.await
 }
 
 /// An ingress takes no new requests once the sidecar drains; the application's own calls go out until the end.
@@ -288,8 +270,9 @@ mod tests {
             drop(heads.read());
             async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::new()))) }
         });
-        let io = TokioIo::new(HeadTap::new(stream, heads.clone()));
-        let ended = http1_limits().serve_connection(io, service).await;
+        let mut client = park::Client::new(HeadTap::new(stream, heads.clone()), service);
+        let never = std::pin::pin!(std::future::pending());
+        let ended = park::serve(&mut client, &begun, http1_limits, never).await;
         (ended, begun.begun())
     }
 
