@@ -345,6 +345,11 @@ mod tests {
             let number = count.get();
             async move {
                 let path = request.uri().path().to_owned();
+                if path == "/early" {
+                    tokio::spawn(request.into_body().collect());
+                    drop(turn);
+                    return Ok(Response::new(Full::new(Bytes::from(format!("{:20000}\n", "early")))));
+                }
                 let body = request.into_body().collect().await.map(|body| body.to_bytes().len());
                 drop(turn);
                 let fill = if path == "/big" { 20_000 } else { 0 };
@@ -476,6 +481,7 @@ mod tests {
         let ((ended, took), ()) = tokio::join!(echo(server, drained), check);
         assert!(ended.unwrap_err().is_timeout());
         assert_eq!(took.as_secs(), (limits::PARK_AFTER * 10 + limits::HEAD).as_secs());
+        assert_eq!(ACTIVE.get(), 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -509,6 +515,26 @@ mod tests {
         };
         tokio::join!(echo(server, drained), check).0.0.unwrap();
         assert_eq!(ACTIVE.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_is_one_that_came_before_its_request_was_read() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let (_drain, drained) = watch::channel(false);
+        let check = async {
+            client
+                .write_all(b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12")
+                .await
+                .unwrap();
+            pause(limits::PARK_AFTER).await;
+            client.write_all(b"345").await.unwrap();
+            pause(limits::PARK_AFTER * 5).await;
+            assert_eq!(answer(&mut client).await, "early");
+            client.write_all(GET).await.unwrap();
+            assert_eq!(answer(&mut client).await, "/a Ok(0) 2 true");
+            drop(client);
+        };
+        tokio::join!(echo(server, drained), check).0.0.unwrap();
     }
 
     /// Requests in pieces of any size, with pauses of any length between them and just where a connection is parked.
