@@ -47,6 +47,7 @@ mod websocket;
 mod worker;
 
 pub mod framing;
+pub mod memory;
 pub mod process;
 
 pub use listen::BindError;

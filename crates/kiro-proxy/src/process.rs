@@ -13,6 +13,7 @@ use kiro_telemetry::trace::Tracing;
 use kiro_tls::SidecarSource;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::memory;
 use crate::pod::{PodEvent, watch_pod};
 use crate::settings::{Listen, LocalHost, MeshSource, PEER_PORT, Settings, default_workers};
 use crate::sidecar::{FLUSH, Sidecar};
@@ -92,6 +93,7 @@ fn workers(text: &str) -> Result<usize, String> {
 /// Runs a sidecar until it is told to end.
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
+    memory::small_pages();
     let log = match init_logging(arguments.log_format, &arguments.log, Some(arguments.service.as_str())) {
         Ok(log) => log,
         Err(error) => {
@@ -129,6 +131,7 @@ async fn live(arguments: Arguments, log: LogSink) -> anyhow::Result<()> {
     let name = format!("{}-proxy", arguments.service);
     let instance = format!("{name}-{:08x}", fastrand::u32(..));
     let tracing = Tracing::from_env(&name, &instance, env!("CARGO_PKG_VERSION"))?;
+    tokio::spawn(memory::give_back());
     let pod = arguments.pod_addr;
     let sidecar = Sidecar::start(settings(arguments), tracing.clone(), log).await?;
     let pod_event = async {
