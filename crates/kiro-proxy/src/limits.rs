@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-/// Connections that one worker serves at a time on one listener. Far above what the services of one Compose file open, and
-/// low enough that an abuser's idle connections cost tens of megabytes, not gigabytes.
-pub(crate) const CONNECTIONS_PER_LISTENER: usize = 4096;
+/// Connections that one worker serves at a time on one listener: ten thousand idle clients, and a few that come. A parked one costs two
+/// kilobytes ([`PARK_AFTER`]), so an abuser's idle ones are twenty megabytes; where each has sent nearly a whole head and keeps the
+/// rest, `HEADER_BYTES` and the HTTP library's sixteen kilobytes for each of them, for as long as [`HEAD`] lets him.
+pub(crate) const CONNECTIONS_PER_LISTENER: usize = 10_240;
 
 /// File descriptors that are nobody's share: listeners, logs, files that are polled, DNS, the collector, admin.
 pub(crate) const DESCRIPTOR_RESERVE: u64 = 256;

@@ -223,6 +223,10 @@ where
 
     /// Takes an idle connection back from the library. True where a piece of a head had come together with the request before it,
     /// which nobody has seen: then it is not idle after all.
+    #[allow(
+        clippy::boxed_local,
+        reason = "taken out of its box, it would leave that until the connection ends"
+    )]
     fn end(self: Box<Self>, client: &mut Client<S, V>) -> bool {
         let Some(parts) = self.connection.into_parts() else { return false };
         let mut tap = parts.io.into_inner();
