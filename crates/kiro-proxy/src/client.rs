@@ -208,3 +208,77 @@ pub(crate) struct Client<'a> {
     /// The way back for interim answers.
     pub(crate) interim: Interim<'a>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::{HeaderMap, HeaderValue};
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::h2_io::tests::{Ends, ends};
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum End {
+        Data,
+        Trailers,
+        Later,
+    }
+
+    /// Whether a body of these frames is taken whole; where it is not, nothing of it is lost.
+    async fn check(frames: &[&'static [u8]], end: End, whole: bool) {
+        let Ends { mut client, answer: _answer, server, respond: _respond } = ends().await;
+        for (place, frame) in frames.iter().enumerate() {
+            let last = place + 1 == frames.len() && end == End::Data;
+            client.send_data(Bytes::from_static(frame), last).unwrap();
+        }
+        if end == End::Trailers {
+            let etag = (http::header::ETAG, HeaderValue::from_static("7"));
+            client.send_trailers(HeaderMap::from_iter([etag])).unwrap();
+        }
+        // The connection is in memory: all of it comes while others run.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let mut body = RequestBody::Http2(StreamBody::new(server.into_body()));
+        let taken = poll_fn(|cx| Poll::Ready(body.already_whole(cx))).await;
+        let all = frames.concat();
+        assert_eq!(taken.as_deref(), whole.then_some(&all[..]), "{} bytes, {end:?}", all.len());
+        if whole {
+            assert!(body.is_end_stream());
+            return;
+        }
+        assert!(!body.is_end_stream(), "what was looked at is not lost");
+        if end == End::Later {
+            client.send_data(Bytes::new(), true).unwrap();
+        }
+        let collected = body.collect().await.unwrap();
+        assert_eq!(collected.trailers().is_some(), end == End::Trailers);
+        assert!(collected.to_bytes() == all);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_where_one_frame_has_brought_all_of_it() {
+        static LARGE: [u8; 16 * 1024] = [7; 16 * 1024];
+        check(&[b"message"], End::Data, true).await;
+        check(&[&LARGE], End::Data, true).await;
+        check(&[b"first", b"second"], End::Data, false).await;
+        check(&[b"message"], End::Trailers, false).await;
+        check(&[b"message"], End::Later, false).await;
+        check(&[], End::Later, false).await;
+        check(&[&LARGE, &LARGE, &LARGE], End::Data, false).await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_reset_is_no_whole_body() {
+        for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+            let Ends { mut client, answer: _answer, server, respond: _respond } = ends().await;
+            client.send_reset(reason);
+            let mut body = RequestBody::Http2(StreamBody::new(server.into_body()));
+            assert_eq!(poll_fn(|cx| Poll::Ready(body.already_whole(cx))).await, None);
+            let frame = body.frame().await;
+            assert!(matches!(frame, Some(Err(BodyError::Stream(_)))), "{frame:?}");
+        }
+    }
+}

@@ -99,3 +99,104 @@ fn into_io(error: h2::Error) -> io::Error {
         _ => io::Error::other(error),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use http::{Method, Request, Response};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Two ends of one stream: the client's, and the server's with the request's head.
+    pub(crate) struct Ends {
+        pub(crate) client: SendStream<Bytes>,
+        pub(crate) answer: h2::client::ResponseFuture,
+        pub(crate) server: Request<RecvStream>,
+        pub(crate) respond: h2::server::SendResponse<Bytes>,
+    }
+
+    /// Opens a stream over a connection in memory.
+    pub(crate) async fn ends() -> Ends {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
+        let (mut sender, connection) = client.unwrap();
+        tokio::spawn(connection);
+        let mut server = server.unwrap();
+        let request = Request::builder().method(Method::POST).uri("http://a/").body(()).unwrap();
+        let (answer, client) = sender.send_request(request, false).unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+        Ends { client, answer, server: request, respond }
+    }
+
+    async fn pair() -> (H2Io, H2Io) {
+        let mut ends = ends().await;
+        let send = ends.respond.send_response(Response::new(()), false).unwrap();
+        let server = H2Io::new(ends.server.into_body(), send);
+        (H2Io::new(ends.answer.await.unwrap().into_body(), ends.client), server)
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_and_each_half_ends_by_itself() {
+        let (mut client, mut server) = pair().await;
+        // More than every window, in writes that fit no frame.
+        let much: Vec<u8> = (0..1_000_000_u32).map(|place| (place ^ (place >> 8)) as u8).collect();
+        let sent = async {
+            for piece in much.chunks(77_777) {
+                client.write_all(piece).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+        };
+        let mut came = Vec::new();
+        let (_, read) = tokio::join!(sent, server.read_to_end(&mut came));
+        read.unwrap();
+        assert!(came == much);
+        server.write_all(b"still").await.unwrap();
+        server.shutdown().await.unwrap();
+        came.clear();
+        client.read_to_end(&mut came).await.unwrap();
+        assert_eq!(came, b"still");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_dropped_is_no_end() {
+        let (mut client, server) = pair().await;
+        drop(server);
+        let error = client.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        client.write_all(b"into the void").await.unwrap_err();
+        client.shutdown().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_when_it_is_dropped_loses_nothing() {
+        let (mut client, mut server) = pair().await;
+        server.end_when_dropped();
+        server.write_all(b"the last word").await.unwrap();
+        drop(server);
+        let mut came = Vec::new();
+        client.read_to_end(&mut came).await.unwrap();
+        assert_eq!(came, b"the last word");
+
+        let (mut client, mut server) = pair().await;
+        server.end_when_dropped();
+        server.shutdown().await.unwrap();
+        drop(server);
+        assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_not_written_to_without_end() {
+        let (mut client, server) = pair().await;
+        let mut written = 0;
+        let full = async {
+            loop {
+                written += client.write(&[0; 10_000]).await.unwrap();
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(50), full).await;
+        assert!(waited.is_err(), "neither an error nor an end");
+        assert!(written <= 65_535, "{written}: the window of a stream");
+        drop(server);
+    }
+}

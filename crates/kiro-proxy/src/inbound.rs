@@ -12,7 +12,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use kiro_core::fields;
 use kiro_core::identity::ServiceName;
 use kiro_core::mesh::Protocol;
@@ -190,6 +190,7 @@ async fn stream_story(
     let (head, body) = request.into_parts();
     let trace = spans::inside(&worker.tracing, &head.headers);
     let mut exchange = Exchange::begin(&worker, &state, &connection.via, &head, trace);
+    let is_head = head.method == Method::HEAD;
     let request = Request::from_parts(head, body);
     let respond = RefCell::new(respond);
     let answered = {
@@ -218,7 +219,7 @@ async fn stream_story(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            refuse(&refused, respond, exchange.is_grpc())
+            refuse(answer::refusal(refused.reject, exchange.is_grpc()), respond, is_head)
         }
     };
     if let Err(error) = sent {
@@ -409,10 +410,14 @@ impl Watcher for Relay<'_> {
     }
 }
 
-/// Answers in the application's place.
-fn refuse(refused: &Refused, mut respond: SendResponse<Bytes>, grpc: bool) -> Result<(), BodyError> {
-    let (head, text) = answer::refusal(refused.reject, grpc).into_parts();
-    let ends = text.is_empty();
+/// Answers in the application's place. A body after HEAD would be an error of the stream (RFC 9113 8.1.1), and the answer lost.
+fn refuse(
+    refusal: Response<Bytes>,
+    mut respond: SendResponse<Bytes>,
+    is_head: bool,
+) -> Result<(), BodyError> {
+    let (head, text) = refusal.into_parts();
+    let ends = is_head || text.is_empty();
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
     if ends {
         return Ok(());

@@ -97,11 +97,6 @@ impl Call {
         (head, recv, self.send)
     }
 
-    /// Why no answer comes.
-    pub(crate) async fn failure(self) -> h2::Error {
-        soon("a failure", self.answer).await.unwrap_err()
-    }
-
     /// The answer to its end.
     pub(crate) async fn whole(self) -> Whole {
         let (head, mut recv, _send) = self.head().await;

@@ -23,6 +23,7 @@ mod floods;
 mod framing;
 mod grpc;
 mod happy;
+mod http2;
 mod ingress;
 mod interim;
 mod metrics;

@@ -11,7 +11,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
@@ -185,7 +185,9 @@ async fn relay(
     }
     let grpc = headers::is_grpc(&head.headers);
     let pace = if grpc { Pace::Call } else { Pace::Answer };
-    let ends = is_head || body.is_end_stream();
+    // As in HTTP/1, whatever an application sends with them (RFC 9110 6.4.1).
+    let no_content = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let ends = is_head || no_content || body.is_end_stream();
     let mut stream = respond.borrow_mut().send_response(Response::from_parts(head, ()), ends)?;
     if ends {
         return Ok(());
