@@ -72,7 +72,7 @@ test-compose:
 	  echo 'make test: SKIPPED the tests in containers: Docker does not answer'; \
 	fi
 
-# Several minutes the first time, under two afterwards. KIRO_CONFORMANCE=all fails where a program is missing.
+# Minutes the first time, about two afterwards. KIRO_CONFORMANCE=all fails where a program is missing.
 conformance: ## real clients (curl, gRPC, WebSocket, psql, redis-cli, a browser) through real sidecars
 	@crates/kiro-conformance/prepare
 	cargo test --package kiro-conformance -- --include-ignored

@@ -123,8 +123,7 @@ impl World {
             .env("KIRO_INBOUND_ADDR", at(ports.inbound).to_string())
             .env("KIRO_INGRESS_HOST", "127.0.0.1")
             .env("KIRO_ADMIN_ADDR", at(ports.admin).to_string())
-            .env("KIRO_HEALTH_ADDR", at(ports.health).to_string())
-            .env("KIRO_WORKERS", "1");
+            .env("KIRO_HEALTH_ADDR", at(ports.health).to_string());
         // A test that is over waits for nothing.
         Server::start(name, self.directory.path(), &mut command).ending_by(Signal::KILL)
     }
