@@ -13,9 +13,11 @@ PAGE = """<!DOCTYPE html>
     const source = new EventSource("/events");
     source.addEventListener("tick", async event => {
       seen.events.push(event.data);
+      // Before the application learns of it, and ends the stream.
+      if (event.data === "6") source.close();
       // The next one is sent when this one has been told of: whatever held one back would stop the page.
       await fetch("/ack", { method: "POST", body: event.data });
-      if (event.data === "6") { source.close(); done(); }
+      if (event.data === "6") done();
     });
     source.onerror = () => seen.lost.push(source.readyState === EventSource.CONNECTING ? "connects again" : "closed");
   });
