@@ -67,7 +67,7 @@ fn targets(rows: &[Row]) -> String {
             row.what,
             row.ours,
             row.theirs,
-            row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
+            row.ratio.map_or(String::new(), |ratio| format!("{ratio:.3}")),
             row.must,
             row.aim,
         );
@@ -215,7 +215,7 @@ mod tests {
         ]);
         let text = document(&run, &plots::all(&run));
         for expected in [
-            "| CPU a request, everything on, c=32 | 30.0 µs (kiro-everything, 1w) | 20.0 µs (haproxy-h2, 1w) | 1.50 |",
+            "| CPU a request, everything on, c=32 | 30.0 µs (kiro-everything, 1w) | 20.0 µs (haproxy-h2, 1w) | 1.500 |",
             "**missed**",
             "| small, c=32 | CPU a request | 30.0 µs | 20.0 µs (haproxy-h2) | 1.50 |",
             "| haproxy-h1 (1w) | void: 2 errors \\| more |",

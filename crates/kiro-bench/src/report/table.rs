@@ -64,7 +64,7 @@ pub(crate) fn text(results: &Results) -> String {
 pub(crate) fn targets(rows: &[Row]) -> String {
     let mut text = String::from("\ntargets, as ratios within this run\n");
     for row in rows {
-        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.3}"));
         // Writing to a String does not fail.
         let _ = writeln!(
             text,

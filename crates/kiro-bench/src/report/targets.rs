@@ -136,12 +136,12 @@ fn bodies(results: &Results) -> Vec<Row> {
     if let (Some(everything), Some(bare)) = (answer(results, ours, up), answer(results, Pair::KiroBare, up)) {
         let share = (everything.spread.median - bare.spread.median) / everything.spread.median;
         rows.push(Row {
-            what: "CPU, 1 MiB up: what digest, signature, log and policy add".to_owned(),
+            what: format!("CPU, 1 MiB up: {:.0} % of it is digest, signature, log and policy", share * 100.0),
             ours: everything.text("µs"),
             theirs: bare.text("µs"),
             ratio: Some(everything.spread.median / bare.spread.median),
             must: "to be said".to_owned(),
-            aim: format!("{:.0} % of it", share * 100.0),
+            aim: String::new(),
             met: Met::Must,
         });
     }
