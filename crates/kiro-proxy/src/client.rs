@@ -278,7 +278,7 @@ mod tests {
             let mut body = RequestBody::Http2(StreamBody::new(server.into_body()));
             assert_eq!(poll_fn(|cx| Poll::Ready(body.already_whole(cx))).await, None);
             let frame = body.frame().await;
-            assert!(matches!(frame, Some(Err(BodyError::Stream(_)))), "{frame:?}");
+            assert!(matches!(frame, Some(Err(BodyError::Client(_)))), "{frame:?}");
         }
     }
 }
