@@ -133,7 +133,7 @@ async fn story(
     let permitted = proof::authorize_ingress(admitted, exchange)?;
     let trusted = proof::trust_ingress(permitted);
     match (trusted.kind(), client.upgrade) {
-        (Kind::WebSocket, Some(upgrade)) => websocket(worker, trusted, upgrade, exchange).await,
+        (Kind::WebSocket, Some(upgrade)) => Box::pin(websocket(worker, trusted, upgrade, exchange)).await,
         _ => {
             let outgoing = outgoing(trusted, exchange)?;
             Ok(Answered::Response(app::send(worker, outgoing, exchange, &client.interim).await?))

@@ -175,12 +175,13 @@ pub(super) async fn send(
     loop {
         let mut connection = match worker.app.http1.kept() {
             Some(connection) => connection,
-            None => connect(worker, state).await?,
+            // Connecting is rare and its state large, which each request would carry with it.
+            None => Box::pin(connect(worker, state)).await?,
         };
         let sent = connection.sender.try_send_request(request);
         let answer = match &mut told {
             None => within(timeout, progress.as_deref(), sent).await,
-            Some(told) => within(timeout, progress.as_deref(), told.relay(sent, interim)).await,
+            Some(told) => Box::pin(within(timeout, progress.as_deref(), told.relay(sent, interim))).await,
         };
         match answer {
             None => {

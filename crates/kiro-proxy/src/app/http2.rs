@@ -86,7 +86,8 @@ impl AppConnections {
                 return Ok(slot);
             }
             if self.open.borrow().len() < limits::APP_H2_CONNECTIONS {
-                let upstream = self.open(worker, state).await?;
+                // Opening is rare and its state large, which each request would carry with it.
+                let upstream = Box::pin(self.open(worker, state)).await?;
                 let slot = upstream.slot_now();
                 self.open.borrow_mut().push(upstream);
                 if let Some(slot) = slot {
