@@ -107,9 +107,13 @@ fn without_label(input: &[u8]) -> &[u8] {
 }
 
 fn append(headers: &mut HeaderMap, input: &[u8], mac: Mac) -> Result<(), SignError> {
-    let input =
+    let mut input =
         HeaderValue::from_bytes(input).map_err(|_| SignError::Component("a name is not plain ASCII"))?;
+    let mut signature = labelled(LABEL_PREFIX, &mac.finalize().into_bytes().into());
+    // HTTP/2 would keep each in its compression table, where neither is ever met again and both push out what is.
+    input.set_sensitive(true);
+    signature.set_sensitive(true);
     headers.append(&SIGNATURE_INPUT, input);
-    headers.append(&SIGNATURE, labelled(LABEL_PREFIX, &mac.finalize().into_bytes().into()));
+    headers.append(&SIGNATURE, signature);
     Ok(())
 }

@@ -77,7 +77,9 @@ fn write(context: &TraceContext, headers: &mut HeaderMap) {
     json::write_hex(&mut text, context.span_id, 16);
     text.extend_from_slice(if context.sampled { b"-01" } else { b"-00" });
     // Hexadecimal digits and dashes are always a field value.
-    if let Ok(value) = HeaderValue::try_from(text) {
+    if let Ok(mut value) = HeaderValue::try_from(text) {
+        // Not for HTTP/2's compression table: it is met once.
+        value.set_sensitive(true);
         headers.insert(TRACEPARENT, value);
     }
 }
