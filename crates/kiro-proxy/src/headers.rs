@@ -331,6 +331,9 @@ fn screen_target(head: &request::Parts) -> Result<bool, Refused> {
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Beside `Connection`, all that it names, and `TE` (RFC 9110 7.6.1, 11.7.2).
+static OF_ONE_HOP: [HeaderName; 6] =
+    [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, UPGRADE, TRANSFER_ENCODING, header::PROXY_AUTHORIZATION];
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -358,16 +361,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderName> {
             }
         }
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        HTTP2_SETTINGS,
-        UPGRADE,
-        TRANSFER_ENCODING,
-        header::PROXY_AUTHORIZATION,
-    ] {
-        headers.remove(name);
-    }
+    retain(headers, |name| !OF_ONE_HOP.contains(name));
     if headers.contains_key(TE) {
         let trailers = headers.get_all(TE).iter().any(|te| has_token(te, "trailers"));
         headers.remove(TE);
@@ -416,7 +410,8 @@ fn strip_not_from_sidecars(headers: &mut HeaderMap) {
     retain(headers, |name| !fields::is_own(name) || fields::is_covered(name));
 }
 
-/// `HeaderMap` has no `retain`; the list of names to go is empty nearly always and allocates nothing then.
+/// `HeaderMap` has no `retain`; the list of names to go is empty nearly always and allocates nothing then. To look at the few names that
+/// are there costs less than to look each name up that could be.
 fn retain(headers: &mut HeaderMap, keep: impl Fn(&HeaderName) -> bool) {
     let gone: Vec<HeaderName> = headers.keys().filter(|name| !keep(name)).cloned().collect();
     for name in gone {
@@ -503,9 +498,7 @@ pub(crate) fn for_h2_app(
 
 /// Of our own fields an application sees who called, and no other.
 fn only_caller(headers: &mut HeaderMap, caller: &HeaderValue) {
-    for name in &fields::COVERED_FIELDS {
-        headers.remove(name);
-    }
+    retain(headers, |name| !fields::is_covered(name));
     headers.insert(fields::CALLER.clone(), caller.clone());
 }
 
