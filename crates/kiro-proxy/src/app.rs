@@ -292,6 +292,15 @@ impl AsyncWrite for AppStream {
     }
 }
 
+/// What a future has at once, if it has it.
+pub(crate) async fn at_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
 /// Waits for an answer's head. The time counts from the last byte of the request that moved, so that a long upload is not cut.
 pub(crate) async fn within<F: Future>(
     timeout: Timeout,

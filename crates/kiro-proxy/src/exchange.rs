@@ -24,7 +24,7 @@ use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::spans;
 use crate::state::Snapshot;
-use crate::worker::Worker;
+use crate::worker::{Worker, unix_seconds};
 
 /// Which of the sidecar's listeners a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +181,11 @@ impl Exchange {
     /// The state of the mesh under which the request runs from head to end.
     pub(crate) fn state(&self) -> &Snapshot {
         &self.state
+    }
+
+    /// When the request's head was read: what its signature is verified against, since nothing waits in between.
+    pub(crate) fn began_unix_seconds(&self) -> u64 {
+        unix_seconds(self.time)
     }
 
     /// The worker that serves the request.

@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -22,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::admission::Place;
 use crate::answer;
-use crate::app::{self, within};
+use crate::app::{self, at_once, within};
 use crate::attempt::{Attempts, Failure, Reached};
 use crate::body::AnswerBody;
 use crate::client::{Client, RequestBody, Upgrade};
@@ -259,6 +260,23 @@ pub(crate) struct Sent {
     upload: Option<Upload>,
 }
 
+/// A connection to a peer that is still there, and a place on it.
+async fn connection(
+    worker: &Rc<Worker>,
+    state: &Snapshot,
+    peer: usize,
+    address: SocketAddr,
+) -> Result<(Rc<Upstream>, Slot), Refused> {
+    loop {
+        let upstream = worker.upstreams.connection(worker, state, peer, address).await?;
+        if upstream.is_alive().await {
+            let slot = upstream.slot().await?;
+            return Ok((upstream, slot));
+        }
+        worker.upstreams.retire(&upstream);
+    }
+}
+
 async fn attempt(
     worker: &Rc<Worker>,
     plan: &Plan,
@@ -269,17 +287,14 @@ async fn attempt(
 ) -> Result<Sent, Failure> {
     let state = Rc::clone(exchange.state());
     let peer = state.peer(plan.peer).ok_or(Failure::nobody(Reject::ServiceUnknown.into()))?;
-    let connecting = async {
-        loop {
-            let upstream = worker.upstreams.connection(worker, &state, plan.peer, address).await?;
-            if upstream.is_alive().await {
-                let slot = upstream.slot().await?;
-                return Ok((upstream, slot));
-            }
-            worker.upstreams.retire(&upstream);
+    let connected = {
+        let mut connecting = std::pin::pin!(connection(worker, &state, plan.peer, address));
+        // Nearly always there is a connection with room, and no need of a clock.
+        match at_once(connecting.as_mut()).await {
+            Some(connected) => Some(connected),
+            None => within(peer.timeout, None, connecting).await,
         }
     };
-    let connected: Option<Result<_, Refused>> = within(peer.timeout, None, connecting).await;
     let timed_out = || Refused::new(Reject::UpstreamTimeout, "no connection with room for a request in time");
     let (upstream, slot) = connected.unwrap_or_else(|| Err(timed_out())).map_err(Failure::nobody)?;
     exchange.upstream(address);
@@ -355,7 +370,7 @@ fn sign(
     };
     let nonce = signer
         .borrow_mut()
-        .sign(&head, request.headers_mut(), unix_seconds())
+        .sign(&head, request.headers_mut(), unix_seconds(SystemTime::now()))
         .map_err(|error| Refused::new(reject::unsignable(&error), error.to_string()))?;
     exchange.signature("signed");
     Ok(Some(nonce))

@@ -19,7 +19,6 @@ use crate::headers::{Admitted, Kind, path_of};
 use crate::inbound::PeerConnection;
 use crate::reject::{Refused, Reject};
 use crate::tunnel::Claim;
-use crate::worker::unix_seconds;
 
 /// A request from another sidecar.
 #[derive(Debug)]
@@ -176,7 +175,7 @@ pub(crate) fn verify<B>(
     }
     let head = signed_head(&admitted.head, exchange.state().me.as_str());
     let verified = connection
-        .verify(&head, &admitted.head.headers, unix_seconds())
+        .verify(&head, &admitted.head.headers, exchange.began_unix_seconds())
         .map_err(|error| Refused::new(Reject::Signature(error.code()), error.to_string()))?;
     exchange.signature("verified");
     strip(&mut admitted.head.headers);
