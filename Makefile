@@ -52,10 +52,13 @@ bench: ## Kiro beside Envoy, HAProxy and nginx: 20 to 25 minutes; see docs/perfo
 	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
 	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench $(ARGS)
 
-# Repeats where time does not. ARGS=--accept takes the new figures into the repository.
-bench-instructions: ## the instructions of a request, against what was accepted; needs valgrind
-	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
-	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench --instructions $(ARGS)
+# Repeats where time does not. ARGS=--accept keeps the new figures, ARGS='--cases get' counts one case. The sidecar is built with
+# its symbols, for callgrind_annotate; who asks it need not be quick.
+bench-instructions: ## instructions of a request, against those that are kept; needs valgrind, 5 minutes; see docs/performance
+	@cargo build --profile profiling --quiet --package kiro-proxy
+	@cargo build --quiet --package kiro-bench
+	@$(or $(CARGO_TARGET_DIR),target)/debug/kiro-bench --instructions \
+	  --kiro-proxy $(or $(CARGO_TARGET_DIR),target)/profiling/kiro-proxy $(ARGS)
 
 test: test-rust test-compose ## everything: units, simulations, meshes in one process, and containers where Docker answers
 

@@ -10,8 +10,8 @@
 mod app;
 mod child;
 mod collector;
-mod guard;
 mod identity;
+mod instructions;
 mod load;
 mod measure;
 mod pairs;
@@ -55,10 +55,13 @@ pub(crate) struct Options {
     /// Install nothing, not even below target/bench
     #[arg(long)]
     no_install: bool,
-    /// Count the instructions of a request, by valgrind, and compare with what was accepted
+    /// Count the instructions of a request under valgrind, and compare with what is kept in docs/performance
     #[arg(long, conflicts_with_all = ["quick", "report"])]
     instructions: bool,
-    /// Accept what --instructions counts
+    /// Only these cases of --instructions
+    #[arg(long, value_delimiter = ',', value_name = "CASE,…", requires = "instructions")]
+    cases: Vec<instructions::Case>,
+    /// Keep what --instructions counts
     #[arg(long, requires = "instructions")]
     accept: bool,
     /// Write table and documents anew from the last run's results

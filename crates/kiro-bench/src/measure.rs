@@ -18,7 +18,7 @@ use crate::pairs::{Group, Order, Running};
 use crate::plan::{Mode, Pair, Scenario};
 use crate::stats::Measured;
 use crate::tools::Tools;
-use crate::{guard, ports, stop};
+use crate::{ports, stop};
 
 /// Services of the small mesh file.
 pub(crate) const FEW_SERVICES: usize = 3;
@@ -85,11 +85,6 @@ impl Bench {
             kiro_proxy,
             length,
         })
-    }
-
-    /// See [`guard`].
-    pub(crate) fn count_instructions(&self, accept: bool) -> anyhow::Result<()> {
-        guard::run(self.app.address, &self.few, &self.kiro_proxy, &self.dir, accept)
     }
 
     /// Why this pair can't be measured at this work, if it can't.

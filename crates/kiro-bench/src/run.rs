@@ -14,7 +14,7 @@ use crate::plan::{Pair, Scenario};
 use crate::records::{LeftOut, Record, Results, part};
 use crate::stats::{Figure, Measured, over_rounds};
 use crate::tools::Tools;
-use crate::{Options, procfs, report, say};
+use crate::{Options, instructions, procfs, report, say};
 
 /// Where everything goes.
 const DIR: &str = "target/bench";
@@ -34,19 +34,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot create {DIR}: run this where Cargo.toml lies"))?;
     if options.instructions {
-        return instructions(options, dir);
+        return instructions::run(&kiro_proxy(options)?, dir, &options.cases, options.accept);
     }
     let results = measure(options, dir)?;
     results.write(&file)?;
     let whole = options.pairs.is_empty() && options.scenarios.is_empty() && !options.quick;
     report::write(&results, dir, whole)
-}
-
-fn instructions(options: &Options, dir: &Path) -> anyhow::Result<()> {
-    let kiro_proxy = kiro_proxy(options)?;
-    let tools = Tools::find(dir, false)?;
-    let length = Length { warm_up: WARM_UP, measured: WARM_UP };
-    Bench::start(tools, dir, kiro_proxy, length)?.count_instructions(options.accept)
 }
 
 fn measure(options: &Options, dir: &Path) -> anyhow::Result<Results> {
@@ -189,13 +182,13 @@ fn open_loop_rate(bench: &mut Bench, records: &[Record], pairs: &[Pair]) -> anyh
 /// The crate's version and, where this is a working copy, the commit.
 fn kiro_version() -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let commit = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    match commit {
-        Ok(output) if output.status.success() => {
-            format!("{version} at {}", String::from_utf8_lossy(&output.stdout).trim())
-        }
-        Ok(_) | Err(_) => version.to_owned(),
-    }
+    commit().map_or(version.to_owned(), |commit| format!("{version} at {commit}"))
+}
+
+/// The commit, where this is a working copy.
+pub(crate) fn commit() -> Option<String> {
+    let asked = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    asked.status.success().then(|| String::from_utf8_lossy(&asked.stdout).trim().to_owned())
 }
 
 fn kiro_proxy(options: &Options) -> anyhow::Result<PathBuf> {

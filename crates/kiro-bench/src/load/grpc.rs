@@ -209,6 +209,44 @@ async fn call(sender: SendRequest<Bytes>, host: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A connection that calls one at a time, for whoever counts calls and not time.
+#[derive(Debug)]
+pub(crate) struct Client {
+    runtime: tokio::runtime::Runtime,
+    tasks: LocalSet,
+    sender: SendRequest<Bytes>,
+    host: String,
+}
+
+impl Client {
+    /// Connects.
+    pub(crate) fn connect(to: SocketAddr, host: &str) -> anyhow::Result<Self> {
+        let (runtime, tasks) = (runtime()?, LocalSet::new());
+        let (sender, _driver) = tasks.block_on(&runtime, connect(to))?;
+        Ok(Self { runtime, tasks, sender, host: host.to_owned() })
+    }
+
+    /// Calls once and waits for the end of it.
+    pub(crate) fn call(&self) -> anyhow::Result<()> {
+        let called = self.tasks.block_on(&self.runtime, async {
+            tokio::time::timeout(FIRST_CALL, call(self.sender.clone(), &self.host)).await
+        });
+        called.with_context(|| format!("no answer within {} s", FIRST_CALL.as_secs()))?
+    }
+}
+
+type Driver = tokio::task::JoinHandle<Result<(), h2::Error>>;
+
+async fn connect(to: SocketAddr) -> anyhow::Result<(SendRequest<Bytes>, Driver)> {
+    let stream = TcpStream::connect(to).await.context("cannot connect")?;
+    stream.set_nodelay(true)?;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(WINDOW).initial_connection_window_size(16 * WINDOW);
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.context("no HTTP/2")?;
+    // How it ends shows in the calls.
+    Ok((sender, tokio::task::spawn_local(connection)))
+}
+
 /// The connection whose first call went well, and how many did not before it.
 async fn first_call(
     to: SocketAddr,
@@ -221,13 +259,7 @@ async fn first_call(
         stop::check()?;
         alive()?;
         let attempt = async {
-            let stream = TcpStream::connect(to).await.context("cannot connect")?;
-            stream.set_nodelay(true)?;
-            let mut builder = h2::client::Builder::new();
-            builder.initial_window_size(WINDOW).initial_connection_window_size(16 * WINDOW);
-            let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.context("no HTTP/2")?;
-            // How it ends shows in the calls.
-            let driver = tokio::task::spawn_local(connection);
+            let (sender, driver) = connect(to).await?;
             match call(sender.clone(), host).await {
                 Ok(()) => Ok(sender),
                 Err(error) => {

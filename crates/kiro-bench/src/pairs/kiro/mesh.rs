@@ -22,6 +22,8 @@ pub(crate) enum MeshFile {
     Everything,
     /// Signatures off, one line of policy.
     OneLine,
+    /// Like `Everything`, for calls from outside: the callee has an ingress at `entry`'s port.
+    Ingress,
     /// As it comes, with three services and three lines.
     Small,
     /// As it comes, with a thousand services and ten thousand lines.
@@ -44,12 +46,16 @@ impl MeshFile {
             Mode::Tcp => (", protocol: tcp", format!(", local_port: {}", entry.port())),
         };
         let port = app.port();
+        let ingress = match self {
+            Self::Ingress => format!(", ingress: {{ port: {} }}", entry.port()),
+            Self::Everything | Self::OneLine | Self::Small | Self::Large => String::new(),
+        };
         let mut text = format!(
             "trust_domain: {TRUST_DOMAIN}
 signatures: {signatures}
 services:
   {CALLER}: {{ app: {{ port: 9 }} }}
-  {CALLEE}: {{ app: {{ port: {port}{protocol} }}{local}, endpoints: [\"{dial}\"] }}
+  {CALLEE}: {{ app: {{ port: {port}{protocol} }}{local}{ingress}, endpoints: [\"{dial}\"] }}
   web: {{ app: {{ port: 9 }} }}
 "
         );
@@ -69,13 +75,14 @@ services:
     fn lines(self, mode: Mode) -> Vec<String> {
         // A tunnel has neither method nor path.
         let whole = format!("  - {{ from: {CALLER}, to: {CALLEE} }}\n");
+        let from = if self == Self::Ingress { "ingress" } else { CALLER };
         let path = |to: &str, path: &str| {
-            format!("  - {{ from: {CALLER}, to: {to}, methods: [GET, POST], paths: [\"{path}\"] }}\n")
+            format!("  - {{ from: {from}, to: {to}, methods: [GET, POST], paths: [\"{path}\"] }}\n")
         };
         let last = |path_line: String| if mode == Mode::Tcp { whole.clone() } else { path_line };
         match self {
             Self::OneLine => vec![whole],
-            Self::Everything => {
+            Self::Everything | Self::Ingress => {
                 let to = if mode == Mode::Tcp { "web" } else { CALLEE };
                 let never = (PATHS.len()..POLICY_LINES).map(|number| path(to, &format!("/never/{number}/*")));
                 let asked = PATHS.iter().map(|asked| path(to, asked));
@@ -115,6 +122,7 @@ mod tests {
     #[test]
     fn policies_are_as_long_as_they_say() {
         assert_eq!(lines(MeshFile::Everything, Mode::Http), POLICY_LINES);
+        assert_eq!(lines(MeshFile::Ingress, Mode::Http), POLICY_LINES);
         assert_eq!(lines(MeshFile::OneLine, Mode::Http), 1);
         assert_eq!(lines(MeshFile::Small, Mode::Http), 3);
         assert_eq!(lines(MeshFile::Large, Mode::Http), 10_000);
