@@ -187,7 +187,7 @@ impl PathPattern {
             "**" if place == last => Ok(Segment::Rest),
             "**" => Err(PatternError::RestNotLast),
             part if part.contains('*') => Err(PatternError::PartialStar),
-            part => Ok(Segment::Literal(Normalised::of(part).collect())),
+            part => Ok(Segment::Literal(Normalised::of(part.as_bytes()).collect())),
         };
         let segments = parts.iter().enumerate().map(segment).collect::<Result<_, _>>()?;
         Ok(Self { text: text.into(), segments })
@@ -196,13 +196,18 @@ impl PathPattern {
     /// Whether a raw path fits. It must have passed [`screen`]; of one that has not, this says something all the same.
     #[must_use]
     pub fn matches(&self, raw_path: &str) -> bool {
-        let Some(path) = raw_path.strip_prefix('/') else { return false };
-        let mut parts = path.split('/');
+        let Some(path) = raw_path.as_bytes().strip_prefix(b"/") else { return false };
+        // By bytes: most patterns differ in the first part, which is short, and a search for a `char` sets out for a long way.
+        let mut parts = path.split(|byte| *byte == b'/');
         for segment in &self.segments {
             let fits = match (segment, parts.next()) {
                 (Segment::Rest, rest) => return rest.is_some(),
                 (Segment::One, Some(part)) => !part.is_empty(),
-                (Segment::Literal(literal), Some(part)) => Normalised::of(part).eq(literal.iter().copied()),
+                // A literal is normalised, so what is spelled like it needs no more; and only escapes have another spelling.
+                (Segment::Literal(literal), Some(part)) => {
+                    *part == **literal
+                        || (part.contains(&b'%') && Normalised::of(part).eq(literal.iter().copied()))
+                }
                 (Segment::One | Segment::Literal(_), None) => false,
             };
             if !fits {
@@ -227,8 +232,8 @@ struct Normalised<'a> {
 }
 
 impl<'a> Normalised<'a> {
-    fn of(segment: &'a str) -> Self {
-        Self { raw: segment.as_bytes().iter(), pending: [None, None] }
+    fn of(segment: &'a [u8]) -> Self {
+        Self { raw: segment.iter(), pending: [None, None] }
     }
 }
 
