@@ -79,7 +79,7 @@ pub struct LocalMesh {
 impl LocalMesh {
     /// Starts a sidecar for each service of the mesh file. They are ready when this returns.
     pub async fn start(options: MeshOptions<'_>) -> Result<Self, LocalError> {
-        let (_, mesh) = read_mesh(&options.mesh)?;
+        let mesh = read_mesh(&options.mesh)?;
         let pki = kiro_pki::in_memory(&mesh, SystemTime::now().into())?;
         let mut sidecars = BTreeMap::new();
         for (service, files) in &pki.sidecars {

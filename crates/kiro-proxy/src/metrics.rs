@@ -99,7 +99,9 @@ impl From<Direction> for Leg {
 /// The counts of one edge as this sidecar sees it.
 #[derive(Debug)]
 pub(crate) struct EdgeMetrics {
-    shards: Box<[Shard]>,
+    workers: usize,
+    /// Made when the edge is first used: a mesh has many more edges that a sidecar might see than it ever does.
+    shards: OnceLock<Box<[Shard]>>,
     /// By the place of the code in [`CODES`]; most edges never have any.
     rejects: OnceLock<Box<[Counter]>>,
 }
@@ -134,11 +136,16 @@ impl Shard {
 
 impl EdgeMetrics {
     fn new(workers: usize) -> Self {
-        Self { shards: (0..workers.max(1)).map(|_| Shard::new()).collect(), rejects: OnceLock::new() }
+        Self { workers: workers.max(1), shards: OnceLock::new(), rejects: OnceLock::new() }
     }
 
     fn shard(&self, worker: usize) -> Option<&Shard> {
-        self.shards.get(worker).or_else(|| self.shards.first())
+        let shards = self.shards.get_or_init(|| (0..self.workers).map(|_| Shard::new()).collect());
+        shards.get(worker).or_else(|| shards.first())
+    }
+
+    fn shards(&self) -> &[Shard] {
+        self.shards.get().map_or(&[], |shards| shards)
     }
 
     /// Counts a finished request.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use kiro_core::identity::SpiffeId;
+use kiro_core::identity::{ServiceName, SpiffeId};
 use kiro_core::mesh::{self, Mesh};
 use kiro_telemetry::log::LogSink;
 use kiro_telemetry::trace::Tracing;
 use kiro_tls::SidecarIdentity;
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -70,20 +71,44 @@ impl From<StateError> for StartError {
 pub const MESH_FILE: &str = "mesh.yaml";
 
 /// Reads and checks a mesh file.
-pub fn read_mesh(source: &MeshSource) -> Result<(String, Mesh), StartError> {
-    let (path, text) = match source {
-        MeshSource::Text(text) => (PathBuf::from("(in memory)"), text.clone()),
+pub fn read_mesh(source: &MeshSource) -> Result<Mesh, StartError> {
+    let (path, text) = mesh_text(source)?;
+    mesh::parse(&text).map_err(|problems| StartError::MeshProblems { path, problems })
+}
+
+fn mesh_text(source: &MeshSource) -> Result<(PathBuf, String), StartError> {
+    match source {
+        MeshSource::Text(text) => Ok((PathBuf::from("(in memory)"), text.clone())),
         MeshSource::Directory(directory) => {
             let path = directory.join(MESH_FILE);
             match std::fs::read_to_string(&path) {
-                Ok(text) => (path, text),
-                Err(error) => return Err(StartError::MeshUnreadable { path, error }),
+                Ok(text) => Ok((path, text)),
+                Err(error) => Err(StartError::MeshUnreadable { path, error }),
             }
         }
-    };
-    match mesh::parse(&text) {
-        Ok(mesh) => Ok((text, mesh)),
-        Err(problems) => Err(StartError::MeshProblems { path, problems }),
+    }
+}
+
+/// What a mesh file was like, to tell whether it is another one now.
+type Print = [u8; 32];
+
+fn print(text: &str) -> Print {
+    Sha256::digest(text).into()
+}
+
+/// Reads a mesh file for one service.
+fn read_own(source: &MeshSource, service: &ServiceName) -> Result<(Print, Mesh), StartError> {
+    let (path, text) = mesh_text(source)?;
+    Ok((print(&text), own(path, &text, service)?))
+}
+
+/// Reads what a mesh file says to one service. What it takes to read thousands of lines is given back: a thread of its own does it, so
+/// that all that the allocator holds for it is free when it has ended, and of the lines the service's own are kept.
+fn own(path: PathBuf, text: &str, service: &ServiceName) -> Result<Mesh, StartError> {
+    match thread::scope(|scope| scope.spawn(|| mesh::parse(text)).join()) {
+        Ok(Ok(mesh)) => Ok(mesh.concerning(service)),
+        Ok(Err(problems)) => Err(StartError::MeshProblems { path, problems }),
+        Err(_) => Err(StartError::System(std::io::Error::other("the reader of the mesh file panicked"))),
     }
 }
 
@@ -123,7 +148,7 @@ impl Sidecar {
     /// ready. Must be called within a tokio runtime, which runs the control tasks: file polling and DNS.
     pub async fn start(settings: Settings, tracing: Tracing, log: LogSink) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
-        let (text, mesh) = read_mesh(&settings.mesh)?;
+        let (print, mesh) = read_own(&settings.mesh, &settings.service)?;
         let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
         let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
         let admission = Admission::of_this_process(settings.workers, LISTENERS);
@@ -143,7 +168,7 @@ impl Sidecar {
             metrics: Arc::clone(&metrics),
             states,
             mesh,
-            text,
+            print,
             generation: 1,
         };
         tokio::spawn(follower.follow());
@@ -366,7 +391,7 @@ struct Follower {
     metrics: Arc<Metrics>,
     states: watch::Sender<Arc<State>>,
     mesh: Mesh,
-    text: String,
+    print: Print,
     generation: u64,
 }
 
@@ -401,11 +426,18 @@ impl Follower {
     }
 
     fn mesh_changed(&mut self) {
-        match read_mesh(&self.settings.mesh) {
-            Ok((text, _)) if text == self.text => {}
-            Ok((text, mesh)) => {
+        let read = mesh_text(&self.settings.mesh).and_then(|(path, text)| {
+            let print = print(&text);
+            if print == self.print {
+                return Ok(None);
+            }
+            Ok(Some((print, own(path, &text, &self.settings.service)?)))
+        });
+        match read {
+            Ok(None) => {}
+            Ok(Some((print, mesh))) => {
                 let before = std::mem::replace(&mut self.mesh, mesh);
-                self.text = text;
+                self.print = print;
                 if !self.publish("mesh file") {
                     self.mesh = before;
                 }

@@ -384,3 +384,28 @@ fn many_wrong_words_beside_many_services_are_told_soon() {
     let Problems(problems) = parse(&text).expect_err("no service of that name");
     assert_eq!(problems.last().unwrap().what, "3900 more problems are left out");
 }
+
+#[test]
+fn a_sidecar_keeps_the_lines_that_begin_or_end_at_its_own_service() {
+    let text = "trust_domain: kiro.mesh
+services: { a: { app: { port: 1 }, ingress: { port: 8080 } }, b: { app: { port: 2 } }, c: { app: { port: 3 } } }
+allow:
+  - { from: ingress, to: a }
+  - { from: a, to: b }
+  - { from: b, to: c }
+  - { from: c, to: a, methods: [GET] }
+";
+    let mesh = parse(text).unwrap();
+    let kept = |name: &str| {
+        let kept = mesh.concerning(&ServiceName::parse(name).unwrap());
+        assert_eq!((&kept.services, &kept.trust_domain), (&mesh.services, &mesh.trust_domain));
+        mesh.allow
+            .iter()
+            .enumerate()
+            .filter(|(_, line)| kept.allow.contains(line))
+            .map(|(at, _)| at)
+            .collect()
+    };
+    let kept: [Vec<usize>; 3] = ["a", "b", "c"].map(kept);
+    assert_eq!(kept, [vec![0, 1, 3], vec![1, 2], vec![2, 3]]);
+}

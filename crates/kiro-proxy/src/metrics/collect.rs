@@ -95,7 +95,7 @@ impl Collector for Everything {
 
 /// What the shards of an edge come to.
 fn sum(edge: &EdgeMetrics, count: impl Fn(&Shard) -> u64) -> u64 {
-    edge.shards.iter().map(count).fold(0, u64::wrapping_add)
+    edge.shards().iter().map(count).fold(0, u64::wrapping_add)
 }
 
 fn edges(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -127,7 +127,7 @@ fn edges(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     }
     let mut family = Family::begin(encoder, &names::DURATION)?;
     for ((from, to), edge) in &edges {
-        let shards: Vec<&Histogram> = edge.shards.iter().map(|shard| &shard.duration).collect();
+        let shards: Vec<&Histogram> = edge.shards().iter().map(|shard| &shard.duration).collect();
         Histogram::encode_sum(&shards, family.0.encode_family(&[("from", from.as_str()), ("to", to)])?)?;
     }
     let mut family = Family::begin(encoder, &names::BODY_BYTES)?;
