@@ -120,7 +120,11 @@ fn frame(headers: &mut HeaderMap, body: &AppBody) {
         }
         // A length that came with a stream holds: both HTTP libraries break the stream off where it does not. It is written once, and
         // as a plain number, whatever it came as.
-        AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) | AppBody::Gated(..) => {
+        AppBody::Plain(_)
+        | AppBody::Verified(_)
+        | AppBody::Client(_)
+        | AppBody::Gated(..)
+        | AppBody::Http1(..) => {
             match length(headers) {
                 Some(length) if length > 0 => {
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -26,9 +27,11 @@ use crate::framing::Turn;
 use crate::headers;
 use crate::inbound::PeerConnection;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::payload::Upload;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
+use crate::trailers::Named;
 use crate::upstream::pool::Slot;
 use crate::upstream::readers::{Answer, Reading, Registered};
 
@@ -99,6 +102,8 @@ pub(crate) enum AppBody {
     Client(ClientBody),
     /// Any of the others, until the application asks for it.
     Gated(Box<AppBody>, Rc<Gate>),
+    /// Any of the others, towards an application that takes few trailers.
+    Http1(Box<AppBody>, Named, Arc<Metrics>),
 }
 
 impl AppBody {
@@ -107,7 +112,11 @@ impl AppBody {
         match self {
             AppBody::Empty => Some(AppBody::Empty),
             AppBody::Full(bytes) => Some(AppBody::Full(bytes.clone())),
-            AppBody::Plain(_) | AppBody::Verified(_) | AppBody::Client(_) | AppBody::Gated(..) => None,
+            AppBody::Plain(_)
+            | AppBody::Verified(_)
+            | AppBody::Client(_)
+            | AppBody::Gated(..)
+            | AppBody::Http1(..) => None,
         }
     }
 }
@@ -130,6 +139,9 @@ impl Body for AppBody {
                 ready!(gate.poll(cx));
                 Pin::new(&mut **body).poll_frame(cx)
             }
+            AppBody::Http1(body, named, metrics) => {
+                Pin::new(&mut **body).poll_frame(cx).map(|frame| in_http1(frame, named, metrics))
+            }
         }
     }
 
@@ -140,7 +152,7 @@ impl Body for AppBody {
             AppBody::Plain(body) => body.recv.is_end_stream(),
             AppBody::Verified(_) => false,
             AppBody::Client(body) => body.incoming.is_end_stream(),
-            AppBody::Gated(body, _) => body.is_end_stream(),
+            AppBody::Gated(body, _) | AppBody::Http1(body, _, _) => body.is_end_stream(),
         }
     }
 
@@ -151,9 +163,26 @@ impl Body for AppBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             AppBody::Client(body) => body.incoming.size_hint(),
-            AppBody::Gated(body, _) => body.size_hint(),
+            AppBody::Gated(body, _) | AppBody::Http1(body, _, _) => body.size_hint(),
             AppBody::Plain(_) | AppBody::Verified(_) => SizeHint::default(),
         }
+    }
+}
+
+/// Takes out of trailers what can't be carried on in HTTP/1.1.
+fn in_http1(
+    frame: Option<Result<Frame<Bytes>, BodyError>>,
+    named: &Named,
+    metrics: &Metrics,
+) -> Option<Result<Frame<Bytes>, BodyError>> {
+    match frame {
+        Some(Ok(frame)) if frame.is_trailers() => {
+            let mut trailers = frame.into_trailers().unwrap_or_default();
+            named.keep(&mut trailers, metrics);
+            // The library writes none where none are left.
+            Some(Ok(Frame::trailers(trailers)))
+        }
+        other => other,
     }
 }
 
@@ -395,6 +424,8 @@ pub(crate) struct AnswerBody {
     /// The client has something to take, as far as its connection is told.
     owed: bool,
     exchange: Option<Exchange>,
+    /// The trailers that an HTTP/1 client may get.
+    named: Option<Named>,
     /// The client's next head is looked at once this answer has ended.
     _turn: Option<Turn>,
 }
@@ -444,9 +475,14 @@ impl AnswerBody {
     }
 
     fn new(source: Source, exchange: Option<Exchange>, turn: Option<Turn>) -> Self {
-        let mut body = Self { source, owed: false, exchange, _turn: turn };
+        let mut body = Self { source, owed: false, exchange, named: None, _turn: turn };
         body.owes(!body.is_end_stream());
         body
+    }
+
+    /// Has it end as HTTP/1 lets it: with the trailers of these names.
+    pub(crate) fn in_http1(&mut self, named: Named) {
+        self.named = Some(named);
     }
 
     /// Tells the client's connection whether something is there that the client has not taken.
@@ -509,7 +545,10 @@ impl Body for AnswerBody {
             Source::App(answer) => Pin::new(answer).poll_frame(cx),
         };
         this.owes(polled.is_ready());
-        let frame = cleaned(ready!(polled));
+        let mut frame = cleaned(ready!(polled));
+        if let (Some(named), Some(exchange)) = (&this.named, &this.exchange) {
+            frame = in_http1(frame, named, &exchange.worker().metrics);
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
             && let Some(exchange) = &mut this.exchange

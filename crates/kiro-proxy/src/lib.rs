@@ -41,6 +41,7 @@ mod settings;
 mod sidecar;
 mod spans;
 mod state;
+mod trailers;
 mod tunnel;
 mod upstream;
 mod websocket;

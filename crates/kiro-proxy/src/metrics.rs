@@ -408,10 +408,6 @@ impl Metrics {
     }
 
     /// Counts trailers that could not be carried on.
-    #[allow(
-        dead_code,
-        reason = "trailers towards HTTP/1 are about to be dropped where the head does not name them"
-    )]
     pub(crate) fn trailers_dropped(&self) {
         self.counts.trailers_dropped.inc();
     }

@@ -29,6 +29,7 @@ use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
 use crate::reject::Reject;
+use crate::trailers::{self, Named};
 use crate::worker::Worker;
 use crate::{ingress, outbound, park};
 
@@ -151,10 +152,13 @@ where
             let (oddities, turn) = heads.read();
             let heads = heads.clone();
             let tunnel = request.method() == Method::CONNECT;
+            let asked = trailers::are_asked_for(request.headers());
             let (request, client, begun) = taken_apart(request);
             let answered = answer(Rc::clone(&worker), Rc::clone(&via), front, request, client, Some(turn));
             async move {
-                let answer = answered.await;
+                let mut answer = answered.await;
+                let named = Named::to_client(answer.headers(), asked);
+                answer.body_mut().in_http1(named);
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS
                     || (tunnel && answer.status().is_success())
                 {

@@ -126,9 +126,18 @@ async fn trailers_of_a_request_arrive() {
         let answer = post(&world, "/up", "Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n", &framed).await;
         let sum = digest(b"hello");
         assert_eq!(answer.body, format!("5 {sum} - chunked x-sum=7 false"), "{top}");
+        assert_eq!(world.metric("callee", DROPPED).await, 0);
+
+        // Which ones come has to be said in the head.
+        let framed = chunked(b"hello", "x-sum: 7\r\nx-other: 8\r\nx-third: 9\r\n");
+        let answer = post(&world, "/up", "Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n", &framed).await;
+        assert_eq!(answer.body, format!("5 {sum} - chunked x-sum=7 false"), "{top}");
+        assert_eq!(world.metric("callee", DROPPED).await, 2);
         assert!(world.stop().await);
     }
 }
+
+const DROPPED: &str = "kiro_trailers_dropped_total";
 
 /// An application that reads one request's head and answers with these bytes. It gives its connection, and how many bytes of the
 /// body it had read.
@@ -164,6 +173,17 @@ async fn an_answer_without_a_length_arrives_with_its_trailers() {
         answer.body.split("\r\n").skip(1).step_by(2).take_while(|chunk| !chunk.contains(": ")).collect();
     assert_eq!(joined, "hello, world", "{whole}");
     assert!(answer.body.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{whole}");
+    assert_eq!(world.metric("caller", DROPPED).await, 0);
+
+    // A client has to ask for them.
+    let mut client = Client::app_of(&world, "caller").await;
+    let call = async {
+        client.send(head("GET", "/a", "Connection: close\r\n")).await;
+        client.rest().await
+    };
+    let (whole, _) = tokio::join!(call, answers_once(&listener, text));
+    assert!(whole.ends_with("0\r\n\r\n"), "{whole}");
+    assert_eq!(world.metric("caller", DROPPED).await, 1);
     assert!(world.stop().await);
 }
 

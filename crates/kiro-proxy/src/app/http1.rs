@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
@@ -27,6 +28,7 @@ use crate::limits;
 use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
 use crate::state::State;
+use crate::trailers::Named;
 use crate::worker::Worker;
 
 type Sender = http1::SendRequest<AppBody>;
@@ -171,6 +173,7 @@ pub(super) async fn send(
     sending: Sending<'_>,
 ) -> Result<(Response<Incoming>, AppConnection), Refused> {
     let Sending { mut request, progress, broken, upgrade, timeout, interim } = sending;
+    drop_trailers(&mut request, worker);
     let mut told = listen(&mut request, interim);
     loop {
         let mut connection = match worker.app.http1.kept() {
@@ -228,6 +231,16 @@ pub(super) async fn send(
             },
         }
     }
+}
+
+/// A body that streams may end with more trailers than HTTP/1.1 carries.
+fn drop_trailers(request: &mut Request<AppBody>, worker: &Worker) {
+    if matches!(request.body(), AppBody::Empty | AppBody::Full(_)) {
+        return;
+    }
+    let named = Named::by(request.headers());
+    let body = std::mem::replace(request.body_mut(), AppBody::Empty);
+    *request.body_mut() = AppBody::Http1(Box::new(body), named, Arc::clone(&worker.metrics));
 }
 
 /// What an application says before its answer.
