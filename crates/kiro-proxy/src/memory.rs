@@ -9,9 +9,9 @@ use std::time::Duration;
 /// How often what has been freed is given back to the system.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// More than the allocator has in a page of blocks, so that it is a page by itself. It is never written to, so the system gives no
-/// memory for it.
-const WHOLE_PAGE_BYTES: usize = 16 * 1024 * 1024;
+/// One of each kind of page that the allocator has for large blocks, the last of which is a page by itself; in this order one look after
+/// the other finds all that is free. They are never written to, so the system gives no memory for them.
+const BLOCKS_BYTES: [usize; 4] = [600 * 1024, 1200 * 1024, 2400 * 1024, 16 * 1024 * 1024];
 
 /// Asks the system for small pages. Huge ones, which it gives where it sees a large range of memory, cost two megabytes for each of
 /// the allocator's corners that is touched: three quarters of what an idle sidecar held, and nothing was faster for them.
@@ -32,5 +32,7 @@ pub(crate) async fn give_back() {
 /// Lets the allocator give back what has been free for a while. It looks for that when a page becomes free and never else, so after
 /// a thousand connections have come and gone it would wait, with all that they had, for the next ones.
 pub fn give_back_once() {
-    drop(black_box(Vec::<u8>::with_capacity(black_box(WHOLE_PAGE_BYTES))));
+    for bytes in BLOCKS_BYTES {
+        drop(black_box(Vec::<u8>::with_capacity(black_box(bytes))));
+    }
 }

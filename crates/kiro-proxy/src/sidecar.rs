@@ -105,8 +105,9 @@ fn read_own(source: &MeshSource, service: &ServiceName) -> Result<(Print, Mesh),
 /// Reads what a mesh file says to one service. What it takes to read thousands of lines is given back: a thread of its own does it, so
 /// that all that the allocator holds for it is free when it has ended, and of the lines the service's own are kept.
 fn own(path: PathBuf, text: &str, service: &ServiceName) -> Result<Mesh, StartError> {
-    match thread::scope(|scope| scope.spawn(|| mesh::parse(text)).join()) {
-        Ok(Ok(mesh)) => Ok(mesh.concerning(service)),
+    let read = || mesh::parse(text).map(|mesh| mesh.concerning(service));
+    match thread::scope(|scope| scope.spawn(read).join()) {
+        Ok(Ok(mesh)) => Ok(mesh),
         Ok(Err(problems)) => Err(StartError::MeshProblems { path, problems }),
         Err(_) => Err(StartError::System(std::io::Error::other("the reader of the mesh file panicked"))),
     }
