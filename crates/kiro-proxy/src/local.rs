@@ -1,6 +1,6 @@
 //! How does a connection to a local port reach a tcp service?
 //!
-//! The application connects to 127.0.0.1:<port> and speaks its own protocol; from here on its bytes go the way of a CONNECT:
+//! The application connects to `127.0.0.1:<port>` and speaks its own protocol; from here on its bytes go the way of a CONNECT:
 //!
 //! ```text
 //! accept ─► plan ─► attempts: connect ─► slot ─► sign ─► send ─► bytes both ways
