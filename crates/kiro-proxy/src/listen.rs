@@ -65,11 +65,14 @@ impl Bound {
     /// Binds a port for `workers` workers.
     pub(crate) fn new(what: &'static str, address: SocketAddr, workers: usize) -> Result<Self, BindError> {
         let fail = |error| BindError::new(what, address, error);
-        let probe = socket(address, false).map_err(fail)?;
-        let address = probe.local_addr().map_err(fail)?;
-        drop(probe);
-        let sockets =
-            (0..workers.max(1)).map(|_| socket(address, true)).collect::<io::Result<_>>().map_err(fail)?;
+        if address.port() != 0 {
+            drop(socket(address, false).map_err(fail)?);
+        }
+        // Asked for any port, the system gives one that nobody has, and it stays ours from the first socket on.
+        let first = socket(address, true).map_err(fail)?;
+        let address = first.local_addr().map_err(fail)?;
+        let others = (1..workers).map(|_| socket(address, true));
+        let sockets = std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>().map_err(fail)?;
         Ok(Self { sockets, address })
     }
 
