@@ -87,6 +87,7 @@ pub(crate) fn dress(
     let state = exchange.state();
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
+            headers::within_limits(&head.headers, limits::APP_H2_HEADER_BYTES)?;
             frame_h2(&mut head.headers, &body);
             headers::for_h2_app(&mut head, kind, caller, &state.me, state.app_client.is_some())?;
         }
@@ -294,6 +295,12 @@ impl AsyncWrite for AppStream {
             AppStream::Http2 { io, .. } => Pin::new(io).poll_shutdown(cx),
         }
     }
+}
+
+/// An application's answer shares a connection between sidecars with those to others.
+fn answer_fits(headers: &HeaderMap) -> Result<(), Refused> {
+    headers::within_limits(headers, limits::HEADER_BYTES)
+        .map_err(|refused| Refused::new(Reject::AppReset, format!("an answer with {}", refused.cause)))
 }
 
 /// What a future has at once, if it has it.

@@ -53,6 +53,9 @@ pub(crate) enum BodyError {
     /// The client has not read it, and what it held was needed.
     #[error("the client did not read, and others needed the room")]
     Unread,
+    /// Its trailers would end a connection that others share.
+    #[error("trailers that are too large")]
+    TooLarge,
     /// It stood still for too long.
     #[error("the body stood still for {} s", limits::BODY_IDLE.as_secs())]
     Idle,
@@ -68,6 +71,7 @@ impl BodyError {
     pub(crate) fn by_client(&self) -> Refused {
         let reject = match self {
             BodyError::Idle => Reject::RequestTimeout,
+            BodyError::TooLarge => Reject::HeadersTooLarge,
             BodyError::Stream(_)
             | BodyError::Client(_)
             | BodyError::Message(_)
@@ -81,9 +85,16 @@ impl BodyError {
     pub(crate) fn word(&self) -> Option<Reason> {
         match self {
             BodyError::Stream(error) | BodyError::Client(error) => {
-                error.reason().filter(|reason| *reason != Reason::NO_ERROR)
+                // A request whose answer has begun was processed, whatever its end is called.
+                let of_the_end =
+                    |reason: &Reason| !matches!(*reason, Reason::NO_ERROR | Reason::REFUSED_STREAM);
+                error.reason().filter(of_the_end)
             }
-            BodyError::Message(_) | BodyError::Signature(_) | BodyError::Unread | BodyError::Idle => None,
+            BodyError::Message(_)
+            | BodyError::Signature(_)
+            | BodyError::Unread
+            | BodyError::TooLarge
+            | BodyError::Idle => None,
         }
     }
 }

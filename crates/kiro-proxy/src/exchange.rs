@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version, request};
 use kiro_core::identity::ServiceName;
-use kiro_core::mesh::Timeout;
+use kiro_core::mesh::{Protocol, Timeout};
 use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
@@ -213,15 +213,25 @@ impl Exchange {
         self.grpc
     }
 
+    /// Whether it is a call to a service that is declared to speak gRPC. What a client says of itself is not enough to lift a limit.
+    pub(crate) fn is_call(&self) -> bool {
+        let protocol = match &self.callee {
+            Callee::Own => Some(self.state.service.app.protocol),
+            Callee::Peer(index) => self.state.peer(*index).map(|peer| peer.protocol),
+            Callee::Unknown(_) => None,
+        };
+        self.grpc && protocol == Some(Protocol::Grpc)
+    }
+
     /// How long the head of the answer may take. A call of gRPC has the deadline that its caller gave it, or none: a stream may begin to
     /// answer whenever it likes, and a caller whose deadline is over resets it.
     pub(crate) fn answer_timeout(&self, declared: Timeout) -> Timeout {
-        if self.grpc { Timeout::Off } else { declared }
+        if self.is_call() { Timeout::Off } else { declared }
     }
 
     /// How long the request's body may stand still.
     pub(crate) fn request_pace(&self) -> Pace {
-        if self.grpc { Pace::Call } else { Pace::Request }
+        if self.is_call() { Pace::Call } else { Pace::Request }
     }
 
     /// Notes the policy's word.

@@ -13,6 +13,7 @@ use http::{Method, Request, Uri, Version, request};
 use kiro_core::identity::ServiceName;
 use kiro_core::{authority, fields, path};
 
+use crate::body::BodyError;
 use crate::limits;
 use crate::reject::{Refused, Reject};
 use crate::websocket;
@@ -128,9 +129,7 @@ pub(crate) fn ingress<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
 
 fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     let (mut head, body) = request.into_parts();
-    if head.version == Version::HTTP_2 {
-        within_limits(&head.headers)?;
-    }
+    within_limits(&head.headers, limits::HEADER_BYTES)?;
     single_host(&head.headers)?;
     let kind = kind_of(&head)?;
     check_form(&head, kind)?;
@@ -231,16 +230,37 @@ pub(crate) fn switches_to_websocket(headers: &HeaderMap) -> bool {
     websocket && upgrades.next().is_none()
 }
 
-/// In HTTP/1 the library counts, and what it refuses is logged; in HTTP/2 it would refuse in silence.
-fn within_limits(headers: &HeaderMap) -> Result<(), Refused> {
+/// Whether a header block can travel on in HTTP/2, on a connection that others share: what its receiver finds too large ends that
+/// connection, and all that is on it. HPACK writes rare characters in up to four bytes (RFC 7541 appendix B).
+pub(crate) fn within_limits(headers: &HeaderMap, limit: usize) -> Result<(), Refused> {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if bytes > limits::HEADER_BYTES || headers.len() > limits::HEADER_FIELDS {
-        return Err(Refused::new(
-            Reject::HeadersTooLarge,
-            format!("{} header fields of {bytes} bytes", headers.len()),
-        ));
+    let fits = bytes <= limit && headers.len() <= limits::HEADER_FIELDS;
+    // Where it would fit four times over nobody has to look at it.
+    if fits && (bytes <= limit / 4 || headers.values().map(weight).sum::<usize>() <= limit + limit / 2) {
+        return Ok(());
     }
-    Ok(())
+    Err(Refused::new(Reject::HeadersTooLarge, format!("{} header fields of {bytes} bytes", headers.len())))
+}
+
+/// No less than the bytes that a value takes in HPACK.
+fn weight(value: &HeaderValue) -> usize {
+    let weight = |byte: &u8| match byte {
+        b'&' | b'*' | b',' | b';' | b'X' | b'Z' => 1,
+        b' ' | b'%' | b'-'..=b':' | b'=' | b'_' => 1,
+        byte if byte.is_ascii_alphanumeric() => 1,
+        b'\\' => 3,
+        byte if byte.is_ascii_graphic() => 2,
+        _ => 4,
+    };
+    value.as_bytes().iter().map(weight).sum()
+}
+
+/// Trailers that can travel on.
+pub(crate) fn carried(trailers: HeaderMap, limit: usize) -> Result<HeaderMap, BodyError> {
+    match within_limits(&trailers, limit) {
+        Ok(()) => Ok(trailers),
+        Err(_) => Err(BodyError::TooLarge),
+    }
 }
 
 /// Admits a request from another sidecar.
@@ -585,6 +605,23 @@ mod tests {
         check_outbound("GET /a", Err("host_missing"));
         check_outbound("GET /a\nHost: a\nHost: b", Err("host_duplicate"));
         check_outbound("CONNECT db:5432\nHost: db:5432", Ok((Kind::Tunnel, "db:5432")));
+    }
+
+    #[test]
+    fn a_head_is_measured_by_what_it_takes_in_http_2() {
+        let fits = |byte: u8, bytes: usize| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x", HeaderValue::from_bytes(&vec![byte; bytes]).unwrap());
+            within_limits(&headers, limits::HEADER_BYTES).is_ok()
+        };
+        assert!(fits(b'a', limits::HEADER_BYTES - 1));
+        assert!(!fits(b'a', limits::HEADER_BYTES));
+        // 30, 19 and 15 bits each (RFC 7541 appendix B).
+        for (byte, bytes) in [(0xff, 24_000), (b'\\', 32_000), (b'<', 48_000)] {
+            assert!(fits(byte, bytes), "{byte}");
+            assert!(!fits(byte, bytes + 2_000), "{byte}");
+        }
+        assert!(fits(0xff, limits::HEADER_BYTES / 4 - 1));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use kiro_core::fields;
 use kiro_core::identity::ServiceName;
@@ -21,7 +21,9 @@ use kiro_core::signature::{ConnectionKey, Head, SignatureError, Verified, Verifi
 use kiro_tls::HandshakeContext;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
+use tokio::sync::futures::Notified;
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 
 use crate::abuse::{self, Reason as Abuse};
 use crate::admission::Place;
@@ -75,6 +77,8 @@ impl PeerConnection {
 
 /// Serves one connection from accept to end.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place>) {
+    // Listened for from before the look at the identity, so that no renewal falls between the two.
+    let renewed = worker.renewed.notified();
     let state = worker.snapshot();
     let context = HandshakeContext {
         service: state.me.clone(),
@@ -104,7 +108,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place
         verifier: RefCell::new(Verifier::new(keys)),
     });
     drop(state);
-    http2(worker, connection, established.stream).await;
+    http2(Rc::clone(&worker), connection, established.stream, renewed).await;
 }
 
 fn verifying_keys(
@@ -120,7 +124,7 @@ fn verifying_keys(
         .collect()
 }
 
-async fn http2<S>(worker: Rc<Worker>, connection: Rc<PeerConnection>, stream: S)
+async fn http2<S>(worker: Rc<Worker>, connection: Rc<PeerConnection>, stream: S, renewed: Notified<'_>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -145,8 +149,10 @@ where
     };
     let mut draining = std::pin::pin!(worker.phase.reached(Phase::Draining));
     // A peer was verified by the roots, and its requests by the secrets, of the identity that was: with another one it has to come again.
-    let mut renewed = std::pin::pin!(worker.renewed.notified());
+    let mut renewed = std::pin::pin!(renewed);
     let mut told = false;
+    // From when on nobody is believed any more on what he proved to the identity that was.
+    let mut believed_until: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = abuse::next_request(&worker, &connection.via, &mut h2, &seen) => accepted,
@@ -155,13 +161,19 @@ where
                 h2.graceful_shutdown();
                 continue;
             }
-            () = &mut renewed, if !told => {
+            () = &mut renewed, if believed_until.is_none() => {
+                believed_until = Some(Instant::now() + limits::GOODBYE);
                 told = true;
                 h2.graceful_shutdown();
                 continue;
             }
         };
         match accepted {
+            // An honest peer comes by a new connection. h2 names the last stream of this one only when the peer has acknowledged its
+            // question, so one that never does would go on for ever.
+            Some(Ok((_, mut respond))) if believed_until.is_some_and(|until| Instant::now() > until) => {
+                respond.send_reset(Reason::REFUSED_STREAM);
+            }
             Some(Ok((request, respond))) => {
                 spawn_local(stream_story(Rc::clone(&worker), Rc::clone(&connection), request, respond));
             }
@@ -384,10 +396,11 @@ async fn relay(
     head.extensions.clear();
     exchange.status(head.status);
     let ends = http_body::Body::is_end_stream(&body);
+    let grpc = exchange.is_grpc() && headers::is_grpc(&head.headers);
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
-    let pace = if exchange.is_grpc() { Pace::Call } else { Pace::Answer };
+    let pace = if grpc && exchange.is_call() { Pace::Call } else { Pace::Answer };
     if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
-        break_off(&mut stream, &error, exchange.is_grpc());
+        break_off(&mut stream, &error, grpc);
         return Err(error);
     }
     Ok(())
@@ -403,7 +416,9 @@ impl Watcher for Relay<'_> {
     }
 
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
-        Ok(own.and_then(app::clean_trailers))
+        own.and_then(app::clean_trailers)
+            .map(|trailers| headers::carried(trailers, limits::HEADER_BYTES))
+            .transpose()
     }
 
     fn always_trailers(&self) -> bool {

@@ -77,6 +77,10 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 /// cookies and tokens are larger.
 pub(crate) const HEADER_BYTES: usize = 64 * 1024;
 
+/// Bytes of a header block towards an application that speaks HTTP/2: libraries whose limit is 16 KiB, as hyper's is, end the connection
+/// with all that is on it at four times that.
+pub(crate) const APP_H2_HEADER_BYTES: usize = 48 * 1024;
+
 /// Bytes of a header block between sidecars, as HTTP/2 counts them: 32 more for each field, and room for what sidecars add. A
 /// head that one sidecar has taken is never too large for the next one.
 pub(crate) const PEER_HEADER_LIST_BYTES: u32 = (HEADER_BYTES + HEADER_FIELDS * 32 + 4 * 1024) as u32;

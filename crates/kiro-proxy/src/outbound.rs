@@ -156,7 +156,16 @@ pub(crate) async fn answer(
                 place: Rc::clone(&via.place),
                 tunnelled: true,
             };
-            spawn_local(serve::tunnelled(worker, client, Rc::new(inside)));
+            let place = Rc::clone(&via.place);
+            spawn_local(async move {
+                // Of a connection that was handed over nobody else hears that it has to make room.
+                let alone = matches!(client, Upgrade::Http1(_));
+                let served = serve::tunnelled(worker, client, Rc::new(inside));
+                tokio::select! {
+                    () = served => {}
+                    () = place.told_to_leave(), if alone => {}
+                }
+            });
             Response::new(AnswerBody::fixed(Bytes::new(), Some(exchange), None))
         }
         Err(refused) => {

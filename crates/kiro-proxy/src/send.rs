@@ -12,6 +12,7 @@ use http_body::{Body, Frame};
 
 use crate::answer;
 use crate::body::BodyError;
+use crate::headers;
 use crate::limits;
 
 /// What a sender does with a body beside moving it.
@@ -25,13 +26,18 @@ pub(crate) trait Watcher {
 }
 
 /// Moves what comes, and no more: the body itself counts it.
-pub(crate) struct Passing;
+pub(crate) struct Passing {
+    /// How large trailers may be.
+    pub(crate) trailers_bytes: usize,
+}
 
 impl Watcher for Passing {
     fn data(&mut self, _: &Bytes) {}
 
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
-        Ok(own.filter(|trailers| !trailers.is_empty()))
+        own.filter(|trailers| !trailers.is_empty())
+            .map(|trailers| headers::carried(trailers, self.trailers_bytes))
+            .transpose()
     }
 
     fn always_trailers(&self) -> bool {

@@ -199,6 +199,28 @@ async fn a_header_block_over_the_limit_is_431_logged_and_counted() {
 }
 
 #[tokio::test]
+async fn a_head_that_would_end_the_edge_for_everybody_is_refused() {
+    let (world, recorder) = world().await;
+    // What the HTTP library takes, and HPACK makes 140 KiB of: more CONTINUATION frames than its receiver bears.
+    let mut client = Client::app_of(&world, "caller").await;
+    let mut head = b"GET http://callee/a HTTP/1.1\r\nHost: callee\r\nCookie: ".to_vec();
+    head.extend_from_slice(&[0xff; 40_000]);
+    head.extend_from_slice(b"\r\n\r\n");
+    client.send(head).await;
+    assert_eq!(client.head().await.status, 431);
+    assert_eq!(world.rejects("caller", "headers_too_large").await, 1);
+    assert!(recorder.seen().is_empty());
+    // A peer that would have been the one to end the connection has nothing to complain of.
+    assert_eq!(
+        world.metric("callee", "kiro_abuse_total{listener=\"inbound\",reason=\"continuation_flood\"}").await,
+        0
+    );
+    let other = "GET http://callee/b HTTP/1.1\r\nHost: callee\r\n\r\n";
+    assert_eq!(Client::app_of(&world, "caller").await.exchange(other).await.status, 200);
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
 async fn http_2_has_the_same_limit_and_is_logged_too() {
     let (world, recorder) = world().await;
     let stream = TcpStream::connect(world.addresses("caller").outbound).await.unwrap();

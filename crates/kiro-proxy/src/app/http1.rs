@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
 
-use super::{AppStream, Broken, error_chain, within};
+use super::{AppStream, Broken, answer_fits, error_chain, within};
 use crate::body::AppBody;
 use crate::early::EarlyAnswer;
 use crate::exchange::Progress;
@@ -207,6 +207,7 @@ pub(super) async fn send(
                 }
                 headers::frame_answer(response.headers_mut())
                     .map_err(|error| Refused::new(Reject::AppReset, error))?;
+                answer_fits(response.headers())?;
                 // Whatever the answer to a handshake is, what follows it on this connection may not be HTTP; a body that was never asked
                 // for is still to come; and after an answer of HTTP/1.0 the library would write the next request in that version, in
                 // which there are no chunks.

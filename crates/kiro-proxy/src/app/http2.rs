@@ -9,13 +9,13 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body;
-use kiro_core::mesh::Timeout;
+use kiro_core::mesh::{Protocol, Timeout};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::http1::Sending;
-use super::{Broken, Wire, address, within};
+use super::{Broken, Wire, address, answer_fits, within};
 use crate::body::AppBody;
 use crate::exchange::Progress;
 use crate::headers;
@@ -173,7 +173,8 @@ pub(super) async fn send(
         let sent = slot.upstream().sender().send_request(request, ends);
         let answered = match sent {
             Ok((promised, stream)) => {
-                let pace = if headers::is_grpc(&head.headers) { Pace::Call } else { Pace::Request };
+                let call = state.service.app.protocol == Protocol::Grpc && headers::is_grpc(&head.headers);
+                let pace = if call { Pace::Call } else { Pace::Request };
                 let way = Way {
                     pace,
                     stream,
@@ -204,6 +205,7 @@ pub(super) async fn send(
         match answered {
             Ok((response, upload, send)) => {
                 let (mut head, recv) = response.into_parts();
+                answer_fits(&head.headers)?;
                 headers::response(&mut head.headers, false);
                 return Ok(Answered { response: Response::from_parts(head, recv), slot, upload, send });
             }
@@ -258,7 +260,9 @@ impl Way<'_> {
 
 /// h2 fails with a GOAWAY exactly the streams above the last processed id, and refused streams were not looked at (RFC 9113 8.7).
 fn was_not_processed(error: &h2::Error) -> bool {
-    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+    // A GOAWAY for an error may be one for this very request.
+    let ends_in_order = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+    error.is_remote() && (ends_in_order || error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
 fn failed(error: &h2::Error, broken: &Broken) -> Refused {
@@ -271,7 +275,15 @@ pub(crate) struct Upload(AbortHandle);
 impl Upload {
     fn new(body: AppBody, mut stream: SendStream<Bytes>, pace: Pace) -> Self {
         let task = spawn_local(async move {
-            if send_body(body, &mut stream, &mut Passing, pace).await.is_err() {
+            if send_body(
+                body,
+                &mut stream,
+                &mut Passing { trailers_bytes: limits::APP_H2_HEADER_BYTES },
+                pace,
+            )
+            .await
+            .is_err()
+            {
                 // The application must not take what it has for the whole.
                 stream.send_reset(Reason::CANCEL);
             }

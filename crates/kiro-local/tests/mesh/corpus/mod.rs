@@ -153,10 +153,13 @@ impl Stage {
             // The access line of what broke off without an answer is written all the same.
             (lines, answers) = (vec!["< broken off".to_owned()], answers.max(1));
         }
-        lines.extend(
-            seen.iter()
-                .map(|seen| format!("> {}", seen.show(matches!(front, Front::Outbound2 | Front::Ingress2)))),
-        );
+        let by_stream = matches!(front, Front::Outbound2 | Front::Ingress2);
+        let mut seen: Vec<String> = seen.iter().map(|seen| format!("> {}", seen.show(by_stream))).collect();
+        if by_stream {
+            // Which of two streams comes first is nobody's promise.
+            seen.sort();
+        }
+        lines.extend(seen);
         Ok(Played { case: 0, front, lines, faults, answers, fence })
     }
 
