@@ -180,29 +180,23 @@ impl Body for AppBody {
     }
 }
 
-/// Takes out of trailers what can't be carried on in HTTP/1.1.
-fn in_http1(
-    frame: Option<Result<Frame<Bytes>, BodyError>>,
-    named: &Named,
-    metrics: &Metrics,
-) -> Option<Result<Frame<Bytes>, BodyError>> {
-    match frame {
-        Some(Ok(frame)) if frame.is_trailers() => {
-            let mut trailers = frame.into_trailers().unwrap_or_default();
-            named.keep(&mut trailers, metrics);
-            // The library writes none where none are left.
-            Some(Ok(Frame::trailers(trailers)))
-        }
-        other => other,
-    }
+/// Takes out of trailers what can't be carried on in HTTP/1.1. The library writes none where none are left.
+fn in_http1(frame: NextFrame, named: &Named, metrics: &Metrics) -> NextFrame {
+    with_trailers(frame, |trailers| named.keep(trailers, metrics))
 }
 
 /// Takes out of trailers what none may say.
-fn cleaned(frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<Frame<Bytes>, BodyError>> {
+fn cleaned(frame: NextFrame) -> NextFrame {
+    with_trailers(frame, headers::clean_trailers)
+}
+
+type NextFrame = Option<Result<Frame<Bytes>, BodyError>>;
+
+fn with_trailers(frame: NextFrame, change: impl FnOnce(&mut HeaderMap)) -> NextFrame {
     match frame {
         Some(Ok(frame)) if frame.is_trailers() => {
             let mut trailers = frame.into_trailers().unwrap_or_default();
-            headers::clean_trailers(&mut trailers);
+            change(&mut trailers);
             Some(Ok(Frame::trailers(trailers)))
         }
         other => other,

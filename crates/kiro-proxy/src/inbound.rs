@@ -295,7 +295,6 @@ async fn settle_body(
     connection: &Rc<PeerConnection>,
     exchange: &mut Exchange,
 ) -> Result<app::Outgoing, Refused> {
-    // Without a length the end is a frame of its own.
     let (trusted, recv, rule) = trusted.take_body();
     let broken = app::Broken::default();
     let (body, progress) = match rule {

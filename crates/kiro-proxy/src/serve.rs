@@ -176,7 +176,8 @@ where
     }
 }
 
-/// HTTP/1 within the limits; the timer of heads is [`park`]'s. Answers are flushed one by one: what hyper gathers over pipelined requests it loses when it closes.
+/// HTTP/1 within the limits; the timer of heads is [`park`]'s. Answers are flushed one by one: what hyper gathers over pipelined
+/// requests it loses when it closes.
 fn http1_limits() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
