@@ -28,6 +28,7 @@ use self::http2::AppConnections;
 use crate::body::AppBody;
 use crate::exchange::{Exchange, Progress};
 use crate::h2_io::H2Io;
+use crate::header_size;
 use crate::headers::{self, Kind};
 use crate::interim::Interim;
 use crate::limits;
@@ -36,6 +37,7 @@ use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 use crate::spans;
 use crate::state::State;
+use crate::trailers;
 use crate::upstream::pool::Slot;
 use crate::worker::Worker;
 
@@ -87,7 +89,7 @@ pub(crate) fn dress(
     let state = exchange.state();
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
-            headers::within_limits(&head.headers, limits::APP_H2_HEADER_BYTES)?;
+            header_size::check(&head.headers, limits::APP_H2_HEADER_BYTES)?;
             frame_h2(&mut head.headers, &body);
             headers::for_h2_app(&mut head, kind, caller, &state.me, state.app_client.is_some())?;
         }
@@ -299,7 +301,7 @@ impl AsyncWrite for AppStream {
 
 /// An application's answer shares a connection between sidecars with those to others.
 fn answer_fits(headers: &HeaderMap) -> Result<(), Refused> {
-    headers::within_limits(headers, limits::HEADER_BYTES)
+    header_size::check(headers, limits::HEADER_BYTES)
         .map_err(|refused| Refused::new(Reject::AppReset, format!("an answer with {}", refused.cause)))
 }
 
@@ -398,7 +400,7 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
 
 /// Trailers that a response may carry to a client.
 pub(crate) fn clean_trailers(mut trailers: HeaderMap) -> Option<HeaderMap> {
-    headers::clean_trailers(&mut trailers);
+    trailers::clean(&mut trailers);
     (!trailers.is_empty()).then_some(trailers)
 }
 

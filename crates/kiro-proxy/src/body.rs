@@ -24,13 +24,12 @@ use crate::app::http1::Gate;
 use crate::app::{self, Broken};
 use crate::client::RequestBody;
 use crate::exchange::Progress;
-use crate::headers;
 use crate::inbound::PeerConnection;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
-use crate::trailers::Named;
+use crate::trailers::{self, Named};
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +183,7 @@ fn in_http1(frame: NextFrame, named: &Named, metrics: &Metrics) -> NextFrame {
 
 /// Takes out of trailers what none may say.
 fn cleaned(frame: NextFrame) -> NextFrame {
-    with_trailers(frame, headers::clean_trailers)
+    with_trailers(frame, trailers::clean)
 }
 
 type NextFrame = Option<Result<Frame<Bytes>, BodyError>>;

@@ -13,10 +13,9 @@ use http::{Method, Request, Uri, Version, request};
 use kiro_core::identity::ServiceName;
 use kiro_core::{authority, fields, path};
 
-use crate::body::BodyError;
-use crate::limits;
 use crate::reject::{Refused, Reject};
 use crate::websocket;
+use crate::{header_size, limits};
 
 /// What kind of exchange a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +128,7 @@ pub(crate) fn ingress<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
 
 fn http1_or_2<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     let (mut head, body) = request.into_parts();
-    within_limits(&head.headers, limits::HEADER_BYTES)?;
+    header_size::check(&head.headers, limits::HEADER_BYTES)?;
     single_host(&head.headers)?;
     let kind = kind_of(&head)?;
     check_form(&head, kind)?;
@@ -230,39 +229,6 @@ pub(crate) fn switches_to_websocket(headers: &HeaderMap) -> bool {
     websocket && upgrades.next().is_none()
 }
 
-/// Whether a header block can travel on in HTTP/2, on a connection that others share: what its receiver finds too large ends that
-/// connection, and all that is on it. HPACK writes rare characters in up to four bytes (RFC 7541 appendix B).
-pub(crate) fn within_limits(headers: &HeaderMap, limit: usize) -> Result<(), Refused> {
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    let fits = bytes <= limit && headers.len() <= limits::HEADER_FIELDS;
-    // Where it would fit four times over nobody has to look at it.
-    if fits && (bytes <= limit / 4 || headers.values().map(weight).sum::<usize>() <= limit + limit / 2) {
-        return Ok(());
-    }
-    Err(Refused::new(Reject::HeadersTooLarge, format!("{} header fields of {bytes} bytes", headers.len())))
-}
-
-/// No less than the bytes that a value takes in HPACK.
-fn weight(value: &HeaderValue) -> usize {
-    let weight = |byte: &u8| match byte {
-        b'&' | b'*' | b',' | b';' | b'X' | b'Z' => 1,
-        b' ' | b'%' | b'-'..=b':' | b'=' | b'_' => 1,
-        byte if byte.is_ascii_alphanumeric() => 1,
-        b'\\' => 3,
-        byte if byte.is_ascii_graphic() => 2,
-        _ => 4,
-    };
-    value.as_bytes().iter().map(weight).sum()
-}
-
-/// Trailers that can travel on.
-pub(crate) fn carried(trailers: HeaderMap, limit: usize) -> Result<HeaderMap, BodyError> {
-    match within_limits(&trailers, limit) {
-        Ok(()) => Ok(trailers),
-        Err(_) => Err(BodyError::TooLarge),
-    }
-}
-
 /// Admits a request from another sidecar.
 pub(crate) fn inbound<B>(request: Request<B>, me: &ServiceName) -> Result<Admitted<B>, Refused> {
     let (mut head, body) = request.into_parts();
@@ -348,9 +314,9 @@ fn screen_target(head: &request::Parts) -> Result<bool, Refused> {
     Ok(screened.ambiguous)
 }
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// Beside `Connection`, all that it names, and `TE` (RFC 9110 7.6.1, 11.7.2).
 static OF_ONE_HOP: [HeaderName; 6] =
     [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, UPGRADE, TRANSFER_ENCODING, header::PROXY_AUTHORIZATION];
@@ -397,34 +363,6 @@ pub(crate) fn strip_own(headers: &mut HeaderMap) {
     retain(headers, |name| !fields::is_own(name));
 }
 
-/// Takes out of trailers what no trailer may say, on any way (RFC 9110 6.5.1): our own fields, what frames or routes a message, who
-/// sent it and by which way it came. A receiver that merges trailers into the head must not be told by them what the head was not
-/// allowed to say, and the HTTP/2 library does not send those of one hop.
-pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    static NEVER: [HeaderName; 17] = [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        HTTP2_SETTINGS,
-        UPGRADE,
-        TRANSFER_ENCODING,
-        TE,
-        TRAILER,
-        CONTENT_LENGTH,
-        HOST,
-        header::AUTHORIZATION,
-        header::PROXY_AUTHORIZATION,
-        header::COOKIE,
-        header::SET_COOKIE,
-        header::FORWARDED,
-        HeaderName::from_static("traceparent"),
-        HeaderName::from_static("tracestate"),
-    ];
-    retain(trailers, |name| {
-        !fields::is_own(name) && !fields::has_prefix(name, "x-forwarded-") && !NEVER.contains(name)
-    });
-}
-
 /// Takes out those of our own fields that a calling sidecar may not set.
 fn strip_not_from_sidecars(headers: &mut HeaderMap) {
     retain(headers, |name| !fields::is_own(name) || fields::is_covered(name));
@@ -432,7 +370,7 @@ fn strip_not_from_sidecars(headers: &mut HeaderMap) {
 
 /// `HeaderMap` has no `retain`; the list of names to go is empty nearly always and allocates nothing then. To look at the few names that
 /// are there costs less than to look each name up that could be.
-fn retain(headers: &mut HeaderMap, keep: impl Fn(&HeaderName) -> bool) {
+pub(crate) fn retain(headers: &mut HeaderMap, keep: impl Fn(&HeaderName) -> bool) {
     let gone: Vec<HeaderName> = headers.keys().filter(|name| !keep(name)).cloned().collect();
     for name in gone {
         headers.remove(name);
@@ -605,23 +543,6 @@ mod tests {
         check_outbound("GET /a", Err("host_missing"));
         check_outbound("GET /a\nHost: a\nHost: b", Err("host_duplicate"));
         check_outbound("CONNECT db:5432\nHost: db:5432", Ok((Kind::Tunnel, "db:5432")));
-    }
-
-    #[test]
-    fn a_head_is_measured_by_what_it_takes_in_http_2() {
-        let fits = |byte: u8, bytes: usize| {
-            let mut headers = HeaderMap::new();
-            headers.insert("x", HeaderValue::from_bytes(&vec![byte; bytes]).unwrap());
-            within_limits(&headers, limits::HEADER_BYTES).is_ok()
-        };
-        assert!(fits(b'a', limits::HEADER_BYTES - 1));
-        assert!(!fits(b'a', limits::HEADER_BYTES));
-        // 30, 19 and 15 bits each (RFC 7541 appendix B).
-        for (byte, bytes) in [(0xff, 24_000), (b'\\', 32_000), (b'<', 48_000)] {
-            assert!(fits(byte, bytes), "{byte}");
-            assert!(!fits(byte, bytes + 2_000), "{byte}");
-        }
-        assert!(fits(0xff, limits::HEADER_BYTES / 4 - 1));
     }
 
     #[test]

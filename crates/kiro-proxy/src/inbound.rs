@@ -41,6 +41,7 @@ use crate::reject::{Refused, Reject};
 use crate::send::{Pace, Watcher, break_off, send};
 use crate::spans;
 use crate::state::State;
+use crate::trailers;
 use crate::tunnel;
 use crate::worker::Worker;
 
@@ -416,7 +417,7 @@ impl Watcher for Relay<'_> {
 
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
         own.and_then(app::clean_trailers)
-            .map(|trailers| headers::carried(trailers, limits::HEADER_BYTES))
+            .map(|trailers| trailers::carried(trailers, limits::HEADER_BYTES))
             .transpose()
     }
 

@@ -20,6 +20,7 @@ mod exchange;
 mod flow;
 mod frames;
 mod h2_io;
+mod header_size;
 mod headers;
 mod inbound;
 mod ingress;

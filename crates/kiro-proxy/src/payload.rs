@@ -222,8 +222,8 @@ impl Watcher for Streamed {
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
         let mut own = own;
         if let Some(trailers) = &mut own {
-            crate::headers::clean_trailers(trailers);
-            crate::headers::within_limits(trailers, limits::HEADER_BYTES).map_err(|_| BodyError::TooLarge)?;
+            crate::trailers::clean(trailers);
+            crate::header_size::check(trailers, limits::HEADER_BYTES).map_err(|_| BodyError::TooLarge)?;
         }
         let (Some(nonce), Some(signer)) = (self.nonce.take(), self.upstream.signer()) else {
             return Ok(own.filter(|trailers| !trailers.is_empty()));

@@ -12,8 +12,8 @@ use http_body::{Body, Frame};
 
 use crate::answer;
 use crate::body::BodyError;
-use crate::headers;
 use crate::limits;
+use crate::trailers;
 
 /// What a sender does with a body beside moving it.
 pub(crate) trait Watcher {
@@ -36,7 +36,7 @@ impl Watcher for Passing {
 
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
         own.filter(|trailers| !trailers.is_empty())
-            .map(|trailers| headers::carried(trailers, self.trailers_bytes))
+            .map(|trailers| trailers::carried(trailers, self.trailers_bytes))
             .transpose()
     }
 

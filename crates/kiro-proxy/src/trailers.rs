@@ -1,12 +1,52 @@
-//! Which trailers can be carried on in HTTP/1.1?
+//! Which trailers can be carried on?
 //!
-//! Those that the head has named in `Trailer`, and towards a client only where it has asked for trailers (`TE: trailers`, RFC 9110
+//! Not those that RFC 9110 6.5.1 forbids ([`clean`]), and in HTTP/1.1 those that the head has named in `Trailer`, and towards a client only where it has asked for trailers (`TE: trailers`, RFC 9110
 //! 6.5.1, 10.1.4). The HTTP library drops the others without a word; here they are dropped where they can be counted.
 
-use http::header::{TE, TRAILER};
+use http::header::{self, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName};
+use kiro_core::fields;
 
+use crate::body::BodyError;
+use crate::header_size;
+use crate::headers::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION, retain};
 use crate::metrics::Metrics;
+
+/// Takes out of trailers what no trailer may say, on any way (RFC 9110 6.5.1): our own fields, what frames or routes a message, who
+/// sent it and by which way it came. A receiver that merges trailers into the head must not be told by them what the head was not
+/// allowed to say, and the HTTP/2 library does not send those of one hop.
+pub(crate) fn clean(trailers: &mut HeaderMap) {
+    static NEVER: [HeaderName; 17] = [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+        UPGRADE,
+        TRANSFER_ENCODING,
+        TE,
+        TRAILER,
+        CONTENT_LENGTH,
+        HOST,
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::FORWARDED,
+        HeaderName::from_static("traceparent"),
+        HeaderName::from_static("tracestate"),
+    ];
+    retain(trailers, |name| {
+        !fields::is_own(name) && !fields::has_prefix(name, "x-forwarded-") && !NEVER.contains(name)
+    });
+}
+
+/// Trailers that can travel on.
+pub(crate) fn carried(trailers: HeaderMap, limit: usize) -> Result<HeaderMap, BodyError> {
+    match header_size::check(&trailers, limit) {
+        Ok(()) => Ok(trailers),
+        Err(_) => Err(BodyError::TooLarge),
+    }
+}
 
 /// The trailers that a message may end with.
 #[derive(Debug, Default)]
