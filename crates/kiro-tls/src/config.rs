@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use kiro_core::identity::{Role, SpiffeId};
 use kiro_core::quota::LineQuota;
 use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::{NoClientAuth, NoServerSessionStorage};
@@ -41,8 +42,14 @@ const HTTP1_0: &[u8] = b"http/1.0";
 const GROUPS: [&dyn SupportedKxGroup; 4] =
     [kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
 
+/// AES-128-GCM first: ten rounds a block instead of fourteen, and as hard to break as the P-256 keys that vouch for the
+/// connection (128 bits, NIST SP 800-57). A server takes the client's first, so it is what sidecars agree on.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    Arc::new(CryptoProvider { kx_groups: GROUPS.to_vec(), ..aws_lc_rs::default_provider() })
+    let mut provider = aws_lc_rs::default_provider();
+    // A stable sort: the others keep the library's order.
+    provider.cipher_suites.sort_by_key(|suite| *suite != TLS13_AES_128_GCM_SHA256);
+    provider.kx_groups = GROUPS.to_vec();
+    Arc::new(provider)
 });
 
 /// The cryptography that all of Kiro's TLS uses.
@@ -418,6 +425,13 @@ mod tests {
         let shown = format!("{:?}", config.resumption);
         assert!(shown.contains("NoClientSessionStorage"), "{shown}");
         assert!(!config.enable_early_data);
+    }
+
+    #[test]
+    fn the_cheaper_cipher_is_preferred_and_none_is_missing() {
+        let suites: Vec<_> = provider().cipher_suites.iter().map(|suite| suite.suite()).collect();
+        assert_eq!(suites.first(), Some(&rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
+        assert_eq!(suites.len(), aws_lc_rs::default_provider().cipher_suites.len());
     }
 
     #[test]
