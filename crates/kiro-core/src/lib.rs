@@ -8,6 +8,8 @@
 //! the network or a file gives an answer or an error, in bounded memory, and never a panic.
 
 pub mod authority;
+pub mod breaker;
+pub mod deadline;
 pub mod fields;
 pub mod identity;
 pub mod interfaces;
@@ -16,4 +18,5 @@ pub mod path;
 pub mod policy;
 pub mod quota;
 pub mod replay;
+pub mod retry;
 pub mod signature;
