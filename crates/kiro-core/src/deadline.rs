@@ -167,7 +167,7 @@ pub fn parse_grpc_timeout(value: &[u8]) -> Result<Duration, DeadlineError> {
     })
 }
 
-/// Writes `grpc-timeout`, rounded down in the finest unit that holds it in eight digits: less than a ten-millionth is lost. What
+/// Writes `grpc-timeout`, rounded down in the finest unit that holds it in eight digits: less than a hundred-thousandth is lost. What
 /// is longer than `99999999H` is that; what is over is `1n`, since the number must be positive.
 #[must_use]
 pub fn format_grpc_timeout(left: Duration) -> HeaderValue {

@@ -1,1 +1,237 @@
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::thread;
 
+use super::*;
+use crate::retry::tests::Random;
+
+fn settings(ratio_percent: u32, floor_per_second: u32, burst: u32) -> BudgetSettings {
+    BudgetSettings { ratio_percent, floor_per_second, burst }
+}
+
+/// The rule, spelled out in retries: what is deposited, what comes with time, and no more than the burst.
+struct Model {
+    settings: BudgetSettings,
+    /// In nanoseconds of the floor, which is exact where the floor divides a second.
+    saved: u128,
+    at: Duration,
+}
+
+impl Model {
+    fn retry(&self) -> u128 {
+        1_000_000_000 / u128::from(self.settings.floor_per_second)
+    }
+
+    fn pass(&mut self, at: Duration) {
+        self.saved += (at - self.at).as_nanos();
+        self.at = at;
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        self.saved = self.saved.min(self.retry() * u128::from(self.settings.burst));
+    }
+
+    fn deposit(&mut self) {
+        self.saved += self.retry() * u128::from(self.settings.ratio_percent) / 100;
+        self.bound();
+    }
+
+    fn withdraw(&mut self) -> bool {
+        let Some(left) = self.saved.checked_sub(self.retry()) else { return false };
+        self.saved = left;
+        true
+    }
+}
+
+#[test]
+fn agrees_with_a_bucket_that_is_spelled_out() {
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let pick = |random: &mut Random, of: &[u32]| of[random.below(of.len() as u64) as usize];
+        let settings = settings(
+            pick(&mut random, &[0, 10, 20, 100]),
+            pick(&mut random, &[1, 10, 50, 1000]),
+            pick(&mut random, &[1, 3, 100, 10_000]),
+        );
+        let base = Instant::now();
+        let budget = RetryBudget::new(settings, base).unwrap();
+        let mut model = Model { settings, saved: 0, at: Duration::ZERO };
+        model.saved = model.retry() * u128::from(settings.burst);
+        let failing = random.below(101);
+        for step in 0..2_000 {
+            let gap = match random.below(20) {
+                0 => Duration::from_millis(random.below(3_000)),
+                1..5 => Duration::from_micros(random.below(20_000)),
+                _ => Duration::from_nanos(random.below(100_000)),
+            };
+            let at = model.at + gap;
+            model.pass(at);
+            if random.below(100) < failing {
+                assert_eq!(budget.withdraw(base + at), model.withdraw(), "seed {seed}, step {step}");
+            } else {
+                budget.deposit(base + at);
+                model.deposit();
+            }
+            let left = model.saved / model.retry();
+            assert_eq!(u128::from(budget.left(base + at)), left, "seed {seed}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_storm_on_many_threads_gets_what_the_budget_has_and_not_one_more() {
+    const THREADS: u64 = 8;
+    const REQUESTS: u64 = 3_000;
+    let base = Instant::now();
+    for settings in [settings(20, 10, 100), settings(20, 7, 1), settings(0, 1, 50)] {
+        let budget = RetryBudget::new(settings, base).unwrap();
+        let retries = AtomicU64::new(0);
+        // A second of a storm: each request fails as often as it is tried.
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (budget, retries) = (&budget, &retries);
+                scope.spawn(move || {
+                    for request in 0..REQUESTS {
+                        let now = base + Duration::from_nanos((request * THREADS + thread) * 41_666);
+                        budget.deposit(now);
+                        for _ in 0..2 {
+                            retries.fetch_add(u64::from(budget.withdraw(now)), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let retries = retries.into_inner();
+        let deposited = THREADS * REQUESTS * u64::from(settings.ratio_percent) / 100;
+        let bound = deposited + u64::from(settings.floor_per_second) + u64::from(settings.burst);
+        assert!(retries <= bound, "{settings:?}: {retries} retries of {bound}");
+    }
+}
+
+#[test]
+fn a_deposit_on_one_thread_is_spent_once_on_another() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(settings(100, 1, 10_000), base).unwrap();
+    while budget.withdraw(base) {}
+    let (spent, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    let last = done.load(Ordering::Acquire);
+                    while budget.withdraw(base) {
+                        spent.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if last {
+                        break;
+                    }
+                    thread::yield_now();
+                }
+            });
+        }
+        for _ in 0..9_000 {
+            budget.deposit(base);
+        }
+        done.store(true, Ordering::Release);
+    });
+    // No time has passed, and 9,000 are less than the burst: each deposit is one retry, whatever raced.
+    assert_eq!(spent.into_inner(), 9_000);
+}
+
+#[test]
+fn a_quiet_edge_lives_on_its_floor_and_a_busy_one_on_its_share() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    assert_eq!(budget.left(base), 100);
+    assert_eq!((0..1_000).filter(|_| budget.withdraw(base)).count(), 100);
+    assert!(!budget.withdraw(base + Duration::from_nanos(99_999_999)));
+    assert!(budget.withdraw(base + Duration::from_millis(100)));
+    for _ in 0..4 {
+        budget.deposit(base + Duration::from_millis(100));
+        assert!(!budget.withdraw(base + Duration::from_millis(100)));
+    }
+    budget.deposit(base + Duration::from_millis(100));
+    assert!(budget.withdraw(base + Duration::from_millis(100)));
+    // However long nothing happens, no more than the burst is saved.
+    let later = base + Duration::from_hours(24 * 365 * 200);
+    for _ in 0..1_000 {
+        budget.deposit(later);
+    }
+    assert_eq!((0..1_000).filter(|_| budget.withdraw(later)).count(), 100);
+    // A worker whose clock reading is older gets nothing out of that.
+    assert!(!budget.withdraw(base));
+    budget.deposit(base);
+    assert!(!budget.withdraw(later));
+}
+
+#[test]
+fn a_full_bucket_is_not_written_to() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    let before = budget.empty_at.load(Ordering::Relaxed);
+    for millis in 0..1_000 {
+        budget.deposit(base + Duration::from_millis(millis));
+        budget.succeeded();
+    }
+    assert_eq!(budget.empty_at.load(Ordering::Relaxed), before);
+}
+
+#[test]
+fn the_throttle_closes_while_most_attempts_fail() {
+    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
+    let open = (0..1_000).filter(|_| budget.failed()).count();
+    assert_eq!(open, THROTTLE_FAILURES as usize - 1);
+    assert!(budget.is_throttled());
+    // As many successes beyond the failures as it takes tokens to be more than half full.
+    for _ in 0..THROTTLE_FAILURES {
+        budget.succeeded();
+        assert!(budget.is_throttled());
+    }
+    budget.succeeded();
+    assert!(!budget.is_throttled());
+    assert!(!budget.failed());
+
+    // Half of all failing is the border, which an edge with one dead replica of two doesn't cross.
+    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
+    for _ in 0..1_000 {
+        assert!(budget.failed());
+        budget.succeeded();
+    }
+}
+
+#[test]
+fn the_throttle_is_exact_on_many_threads() {
+    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
+    let (open, successes) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for seed in 0..4 {
+            let (budget, open, successes) = (&budget, &open, &successes);
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                for _ in 0..5_000 {
+                    if random.below(4) == 0 {
+                        budget.succeeded();
+                        successes.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        open.fetch_add(u64::from(budget.failed()), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let (open, bound) = (open.into_inner(), successes.into_inner() + u64::from(THROTTLE_FAILURES));
+    assert!(open <= bound, "{open} of {bound}");
+}
+
+#[test]
+fn a_budget_that_makes_no_sense_says_what_to_write() {
+    let error = |settings| RetryBudget::new(settings, Instant::now()).unwrap_err().to_string();
+    assert_eq!(
+        error(settings(101, 10, 100)),
+        "a retry budget of 101 % would double the load: write 100 % or less"
+    );
+    assert_eq!(error(settings(20, 0, 100)), "a floor of 0 retries a second: write 1 to 1000");
+    assert_eq!(error(settings(20, 1_001, 100)), "a floor of 1001 retries a second: write 1 to 1000");
+    assert_eq!(error(settings(20, 10, 0)), "a burst of 0 retries: write 1 to 10000");
+    assert_eq!(error(settings(20, 10, 10_001)), "a burst of 10001 retries: write 1 to 10000");
+}
