@@ -8,6 +8,7 @@
 //! the network or a file gives an answer or an error, in bounded memory, and never a panic.
 
 pub mod authority;
+pub mod balance;
 pub mod breaker;
 pub mod deadline;
 pub mod fields;
