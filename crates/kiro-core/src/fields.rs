@@ -16,6 +16,9 @@ pub const BODY: HeaderName = HeaderName::from_static("x-kiro-body");
 pub const UPGRADE: HeaderName = HeaderName::from_static("x-kiro-upgrade");
 /// `103`: the caller takes interim answers.
 pub const INTERIM: HeaderName = HeaderName::from_static("x-kiro-interim");
+/// How many milliseconds are left until the caller gives up; between sidecars, and both ways between a sidecar and its application, which
+/// passes on what it was given, or wishes for less.
+pub const DEADLINE: HeaderName = HeaderName::from_static("x-kiro-deadline");
 /// The service that called, as its sidecar proved it.
 pub const CALLER: HeaderName = HeaderName::from_static("x-kiro-caller");
 /// The code of a refusal.
@@ -29,6 +32,8 @@ pub const BODY_STREAM: &str = "stream";
 pub enum SetBy {
     /// The caller's sidecar, in a request to the callee's; the signature covers it.
     CallerSidecar,
+    /// The same, and an application in a request to its own sidecar, which takes it for a wish.
+    AppAndCallerSidecar,
     /// The callee's sidecar, in a request to its application.
     CalleeSidecarToApp,
     /// A sidecar, in a response.
@@ -50,16 +55,17 @@ pub const OWN_FIELDS: &[OwnField] = &[
     OwnField { name: "x-kiro-body", set_by: SetBy::CallerSidecar },
     OwnField { name: "x-kiro-upgrade", set_by: SetBy::CallerSidecar },
     OwnField { name: "x-kiro-interim", set_by: SetBy::CallerSidecar },
+    OwnField { name: "x-kiro-deadline", set_by: SetBy::AppAndCallerSidecar },
     OwnField { name: "x-kiro-caller", set_by: SetBy::CalleeSidecarToApp },
     OwnField { name: "x-kiro-reject", set_by: SetBy::SidecarInResponse },
 ];
 
 /// How many fields a signature may cover beside what every request has.
-pub const COVERED_FIELDS_COUNT: usize = 4;
+pub const COVERED_FIELDS_COUNT: usize = 5;
 
 /// The fields that a signature covers where they are present, in the order in which it lists them. A `static`, so that
 /// lookups borrow the names instead of making them anew.
-pub static COVERED_FIELDS: [HeaderName; COVERED_FIELDS_COUNT] = [HOST, BODY, UPGRADE, INTERIM];
+pub static COVERED_FIELDS: [HeaderName; COVERED_FIELDS_COUNT] = [HOST, BODY, UPGRADE, INTERIM, DEADLINE];
 
 /// Whether a field is ours, known or not. A spelling with `_` counts as well: CGI, and all that took its variables over, knows no
 /// difference between `x_kiro_caller` and `x-kiro-caller`.
@@ -90,7 +96,7 @@ mod tests {
     fn covered_fields_are_those_that_the_callers_sidecar_sets() {
         let in_table: Vec<&str> = OWN_FIELDS
             .iter()
-            .filter(|field| field.set_by == SetBy::CallerSidecar)
+            .filter(|field| matches!(field.set_by, SetBy::CallerSidecar | SetBy::AppAndCallerSidecar))
             .map(|field| field.name)
             .collect();
         let covered: Vec<&str> = COVERED_FIELDS.iter().map(HeaderName::as_str).collect();
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_constant_stands_in_the_table() {
-        let constants = [HOST, BODY, UPGRADE, INTERIM, CALLER, REJECT];
+        let constants = [HOST, BODY, UPGRADE, INTERIM, DEADLINE, CALLER, REJECT];
         let in_table: Vec<&str> = OWN_FIELDS.iter().map(|field| field.name).collect();
         assert_eq!(constants.each_ref().map(HeaderName::as_str).as_slice(), in_table);
     }

@@ -8,14 +8,15 @@ mod read;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use self::problem::Found;
 pub use self::problem::{Problem, Problems};
+pub use self::traffic::{Route, Terms, Timeout, Traffic};
 use crate::identity::{ServiceName, TrustDomain};
 use crate::path::PathPattern;
 
@@ -176,29 +177,6 @@ pub struct Ingress {
     pub names: Vec<String>,
     /// Whether `forwarded` and `x-forwarded-*` from outside are believed. Not by default: anybody can write them.
     pub trust_forwarded: bool,
-}
-
-/// `traffic:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// How long a caller waits for the answer's head.
-    pub timeout: Timeout,
-}
-
-/// `traffic.timeout:`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Timeout {
-    /// For ever.
-    Off,
-    /// So long.
-    After(Duration),
-}
-
-impl Default for Timeout {
-    /// 15 seconds, as Envoy and Kuma have it: longer than any call that a person waits for, shorter than a client's patience.
-    fn default() -> Self {
-        Self::After(Duration::from_secs(15))
-    }
 }
 
 /// `metrics:`

@@ -155,7 +155,7 @@ pub enum GiveUp {
 impl GiveUp {
     /// The word for the log and the metric.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::ResponseBegun => "response_begun",
             Self::BodyGone => "body_gone",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -84,30 +84,23 @@ impl LocalMesh {
         let mut sidecars = BTreeMap::new();
         for (service, files) in &pki.sidecars {
             let listen = options.places.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
-            let settings = Settings {
-                service: service.clone(),
-                identity: match &options.identities {
-                    None => SidecarSource::Memory(sidecar_files(files)),
-                    Some(directory) => {
-                        let directory = directory.join(service.as_str());
-                        write_identity(&directory, files)?;
-                        SidecarSource::Directory(directory)
-                    }
-                },
-                mesh: options.mesh.clone(),
-                listen: listen.clone(),
-                peer_port: PEER_PORT,
-                app_host: [127, 0, 0, 1].into(),
-                workers: options.workers,
-                pod: None,
-                drain_timeout: options.drain_timeout,
-                log_format: options.log_format,
-            };
-            let started = Sidecar::start(settings, (options.tracing)(service), options.log.clone()).await;
-            let sidecar = started.map_err(|error| LocalError::Sidecar { service: service.clone(), error })?;
+            let sidecar = start(service, files, listen.clone(), APP_HOST, &options).await?;
             sidecars.insert(service.clone(), sidecar);
         }
         Ok(Self { mesh, pki, sidecars })
+    }
+
+    /// Starts another sidecar of a service, with the same identity: a replica. Its application listens at `app_host`, on the port that the
+    /// mesh file says.
+    pub async fn replica(
+        &self,
+        service: &ServiceName,
+        listen: Listen,
+        app_host: IpAddr,
+        options: &MeshOptions<'_>,
+    ) -> Result<Sidecar, LocalError> {
+        let files = self.pki.sidecars.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
+        start(service, files, listen, app_host, options).await
     }
 
     /// Where a service's application finds a tcp service at this moment; none where it may not reach it, or its port can't be bound.
@@ -125,6 +118,39 @@ impl LocalMesh {
         }
         clean
     }
+}
+
+/// Where applications listen.
+const APP_HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+async fn start(
+    service: &ServiceName,
+    files: &kiro_pki::SidecarFiles,
+    listen: Listen,
+    app_host: IpAddr,
+    options: &MeshOptions<'_>,
+) -> Result<Sidecar, LocalError> {
+    let settings = Settings {
+        service: service.clone(),
+        identity: match &options.identities {
+            None => SidecarSource::Memory(sidecar_files(files)),
+            Some(directory) => {
+                let directory = directory.join(service.as_str());
+                write_identity(&directory, files)?;
+                SidecarSource::Directory(directory)
+            }
+        },
+        mesh: options.mesh.clone(),
+        listen,
+        peer_port: PEER_PORT,
+        app_host,
+        workers: options.workers,
+        pod: None,
+        drain_timeout: options.drain_timeout,
+        log_format: options.log_format,
+    };
+    let started = Sidecar::start(settings, (options.tracing)(service), options.log.clone()).await;
+    started.map_err(|error| LocalError::Sidecar { service: service.clone(), error })
 }
 
 /// Writes a sidecar's files, keys for their owner alone.

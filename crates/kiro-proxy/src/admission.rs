@@ -457,7 +457,7 @@ mod tests {
     fn places(bound: usize) -> (Rc<Places>, Arc<Metrics>) {
         let log = kiro_telemetry::log::LogSink::new(std::io::sink(), kiro_telemetry::log::Format::Json, None);
         let tracing = kiro_telemetry::trace::Tracing::off();
-        let metrics = Metrics::new(log.unwrap(), tracing, 1, Admission::shared(1024, 1, 1));
+        let metrics = Metrics::new(log.unwrap(), tracing, 1, Admission::shared(1024, 1, 1), Arc::default());
         (Places::new(Listener::Ingress, bound, &metrics), metrics)
     }
 

@@ -4,11 +4,11 @@
 //! Never a cause: that would tell a stranger what the policy holds or how the mesh is built.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use kiro_core::fields;
 
-use crate::reject::Reject;
+use crate::reject::{Refused, Reject};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -20,6 +20,17 @@ pub(crate) fn closes(headers: &mut HeaderMap) {
 }
 
 /// The answer to a refused request.
+pub(crate) fn refused(refused: &Refused, grpc: bool) -> Response<Bytes> {
+    let mut response = refusal(refused.reject, grpc);
+    if let Some(after) = refused.retry_after {
+        // Whole seconds (RFC 9110 10.2.3), rounded up: earlier is too early.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The same, where nothing is known but the reason.
 pub(crate) fn refusal(reject: Reject, grpc: bool) -> Response<Bytes> {
     let mut response = if grpc { grpc_status(reject) } else { json(reject) };
     response.headers_mut().insert(fields::REJECT.clone(), HeaderValue::from_static(reject.code()));

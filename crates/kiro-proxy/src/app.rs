@@ -86,7 +86,8 @@ pub(crate) fn dress(
     broken: Broken,
 ) -> Result<Outgoing, Refused> {
     let (mut head, body, kind) = trusted.into_parts();
-    let state = exchange.state();
+    let state = Rc::clone(exchange.state());
+    exchange.take_deadline(&mut head, &state.service.traffic)?;
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
             header_size::check(&head.headers, limits::APP_H2_HEADER_BYTES)?;
@@ -99,6 +100,7 @@ pub(crate) fn dress(
         }
     }
     spans::propagate(&exchange.worker().tracing, exchange.trace(), &mut head.headers);
+    exchange.tell_deadline(&mut head.headers);
     if let Some(progress) = &progress {
         exchange.request_body(Rc::clone(progress));
     }
@@ -244,7 +246,7 @@ impl Outgoing {
     fn sending<'a>(self, worker: &Worker, exchange: &mut Exchange, interim: &'a Interim<'a>) -> Sending<'a> {
         exchange.upstream(address(worker, exchange.state()));
         exchange.attempt();
-        let timeout = exchange.answer_timeout(exchange.state().service.traffic.timeout);
+        let timeout = exchange.time_left();
         let Outgoing { request, progress, broken, upgrade } = self;
         Sending { request, progress, broken, upgrade, timeout, interim }
     }

@@ -1,25 +1,23 @@
 //! Where does a request go next, and when is it given up?
 //!
-//! Only what the peer surely did not process is sent again: a connect that failed goes to another address, a stream that was
-//! refused, or never reached the peer, goes on another connection. What a body allows is the caller's to say: one that has begun
-//! to stream is gone.
+//! The rules are `kiro-core`'s: [`balance`] chooses the replica, [`retry`] decides what is sent again, and the breaker whether the
+//! service is asked at all. Here they meet the request: what is known of a failure, whom it counts against, and what is told.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::limits;
-use crate::reject::{Refused, Reject};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method, StatusCode};
+use kiro_core::balance::{self, InFlight, Outcome, Replica};
+use kiro_core::breaker::{self, Admission, Breaker};
+use kiro_core::mesh::{Terms, Timeout};
+use kiro_core::retry::{self, FailedAttempt, RetryPolicy, Verdict};
 
-/// How far a failed attempt came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reached {
-    /// No connection: nothing was sent.
-    Nobody,
-    /// A connection, and the peer surely did not process the request.
-    NotProcessed,
-    /// The peer may have processed it.
-    MaybeProcessed,
-}
+use crate::edge::{Calls, Edge, RETRIED};
+use crate::reject::{self, Refused, Reject};
+use crate::worker::unix_seconds;
 
 /// An attempt that failed.
 #[derive(Debug)]
@@ -27,102 +25,262 @@ pub(crate) struct Failure {
     /// What the caller would learn.
     pub(crate) refused: Refused,
     /// How far it came.
-    pub(crate) reached: Reached,
+    pub(crate) reached: retry::Failure,
 }
 
 impl Failure {
     /// A failure before anything was sent.
     pub(crate) fn nobody(refused: Refused) -> Self {
-        Self { refused, reached: Reached::Nobody }
+        Self { refused, reached: retry::Failure::Connect }
+    }
+
+    /// Whom it counts against. What failed on this side says nothing about the replica.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match (self.reached, self.refused.reject) {
+            (
+                _,
+                Reject::QueueFull
+                | Reject::EdgeSecretMissing
+                | Reject::SignatureLabelTaken
+                | Reject::HeaderInvalid
+                | Reject::PathInvalid
+                | Reject::RequestTimeout
+                | Reject::MessageInvalid,
+            ) => Outcome::Abandoned,
+            (retry::Failure::Connect, _) => Outcome::ConnectFailure,
+            // It is on its way out, in good order; its address will soon be gone.
+            (retry::Failure::GoAway | retry::Failure::RefusedStream | retry::Failure::StaleConnection, _) => {
+                Outcome::Abandoned
+            }
+            (
+                retry::Failure::Reset
+                | retry::Failure::Timeout
+                | retry::Failure::NotProcessed { .. }
+                | retry::Failure::Status { .. },
+                _,
+            ) => Outcome::Failure,
+        }
+    }
+}
+
+/// What an answer's head means for the attempt that it ends.
+pub(crate) enum Answer {
+    /// It is the caller's, and so is what became of the replica.
+    Final(Outcome),
+    /// It is a failure that may be tried again.
+    Failed(retry::Failure),
+}
+
+/// Reads an answer's head. Only a sidecar's word says that its application has not seen the request; an application's `x-kiro-reject`
+/// does not come so far.
+pub(crate) fn read_head(policy: &RetryPolicy, status: StatusCode, headers: &HeaderMap) -> Answer {
+    let refused = reject::of_peer(headers);
+    let retry_after = || {
+        let value = headers.get(RETRY_AFTER)?;
+        retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
+    };
+    match refused {
+        Some(reject) if reject.is_before_the_application() => {
+            Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() })
+        }
+        // A refusal of gRPC is a 200 to gRPC alone.
+        Some(reject) if policy.is_failure(reject.status()) => {
+            Answer::Failed(retry::Failure::Status { status: reject.status(), retry_after: retry_after() })
+        }
+        Some(reject) => Answer::Final(of_status(reject.status())),
+        None if policy.is_failure(status) => {
+            Answer::Failed(retry::Failure::Status { status, retry_after: retry_after() })
+        }
+        None => Answer::Final(of_status(status)),
+    }
+}
+
+fn of_status(status: StatusCode) -> Outcome {
+    if status.is_server_error() {
+        Outcome::Failure
+    } else if status.is_client_error() {
+        Outcome::Rejected
+    } else {
+        Outcome::Success
     }
 }
 
 /// The attempts of one request.
-#[derive(Debug)]
-pub(crate) struct Attempts {
-    addresses: Rc<[SocketAddr]>,
-    turn: usize,
+pub(crate) struct Attempts<'a> {
+    edge: &'a Arc<Edge>,
+    replicas: Rc<[Arc<Replica>]>,
+    policy: Option<&'a RetryPolicy>,
+    method: &'a Method,
+    tried: Vec<SocketAddr>,
     made: u32,
-    unreachable: usize,
+    /// Held until the caller's answer is known; dropped without, a trial frees its place.
+    admitted: Option<(&'a Arc<Breaker>, Admission)>,
 }
 
-impl Attempts {
-    /// Begins at `turn` among the addresses.
-    pub(crate) fn new(addresses: Rc<[SocketAddr]>, turn: usize) -> Self {
-        Self { addresses, turn, made: 0, unreachable: 0 }
-    }
+/// What becomes of a request whose attempt has failed.
+pub(crate) enum Next {
+    /// Another attempt, after so long.
+    Again(Duration),
+    /// The failure is the caller's answer, for this reason.
+    End(&'static str),
+}
 
-    /// The address of the next attempt.
-    pub(crate) fn next(&mut self) -> Result<SocketAddr, Refused> {
-        let place = (self.turn + self.made as usize).checked_rem(self.addresses.len()).unwrap_or(0);
-        let address = self.addresses.get(place).ok_or(Reject::NameUnresolved)?;
-        self.made += 1;
-        Ok(*address)
-    }
-
-    /// Takes a failure in: `Ok` where another attempt is due.
-    pub(crate) fn settle(&mut self, failure: Failure, whole: bool) -> Result<(), Refused> {
-        let again = match failure.reached {
-            Reached::Nobody => {
-                self.unreachable += 1;
-                whole && self.unreachable < self.addresses.len()
-            }
-            Reached::NotProcessed => whole,
-            Reached::MaybeProcessed => false,
+impl<'a> Attempts<'a> {
+    /// Begins, if the service's breaker lets it.
+    pub(crate) fn begin(
+        calls: &'a Calls,
+        terms: &Terms<'a>,
+        method: &'a Method,
+        replicas: Rc<[Arc<Replica>]>,
+        now: Instant,
+    ) -> Result<Self, Refused> {
+        let edge = &calls.edge;
+        let admitted = match &calls.breaker {
+            None => None,
+            Some(breaker) => match breaker.admit(now) {
+                Admission::Refused { retry_after } => {
+                    let cause =
+                        format!("`{}` has failed too often: asked again in {retry_after:.1?}", edge.name);
+                    return Err(Refused::new(Reject::BreakerOpen, cause).after(retry_after));
+                }
+                admission @ (Admission::Closed(_) | Admission::Trial(_)) => {
+                    if let Admission::Trial(trial) = &admission
+                        && let Some(transition) = trial.transition()
+                    {
+                        edge.tell_breaker(&transition);
+                    }
+                    Some((breaker, admission))
+                }
+            },
         };
-        if again && self.made < limits::ATTEMPTS { Ok(()) } else { Err(failure.refused) }
+        edge.budget.deposit(now);
+        let policy = terms.retries;
+        Ok(Self { edge, replicas, policy, method, tried: Vec::new(), made: 0, admitted })
+    }
+
+    /// The replica for the next attempt, which counts as on its way there.
+    pub(crate) fn next(&mut self, now: Instant) -> Result<Flight<'a>, Refused> {
+        let random = fastrand::u64(..);
+        let chosen =
+            balance::choose(&self.replicas, now, random, &self.tried).ok_or(Reject::NameUnresolved)?;
+        self.made += 1;
+        Ok(Flight { edge: self.edge, in_flight: Some(chosen) })
+    }
+
+    /// How long one attempt may take, of what is left.
+    pub(crate) fn within(&self, left: Timeout) -> Timeout {
+        let per_try = self.policy.and_then(|policy| policy.settings().per_try_timeout);
+        match (left, per_try) {
+            (Timeout::After(left), Some(per_try)) => Timeout::After(left.min(per_try)),
+            (Timeout::Off, Some(per_try)) => Timeout::After(per_try),
+            (left, None) => left,
+        }
+    }
+
+    /// The rules of what is tried again.
+    pub(crate) fn policy(&self) -> &'a RetryPolicy {
+        match self.policy {
+            Some(policy) => policy,
+            None => RetryPolicy::none(),
+        }
+    }
+
+    /// An answer that is the caller's.
+    pub(crate) fn answered(&mut self, flight: Flight<'_>, outcome: Outcome, now: Instant) {
+        flight.end(now, outcome);
+        if outcome != Outcome::Failure {
+            self.edge.budget.succeeded();
+        }
+        self.told(outcome == Outcome::Failure, now);
+    }
+
+    /// An attempt that failed, with what is left of the request: decides whether there is another.
+    pub(crate) fn failed(
+        &mut self,
+        flight: Flight<'_>,
+        (reached, outcome): (retry::Failure, Outcome),
+        body_replayable: bool,
+        left: Timeout,
+        now: Instant,
+    ) -> Next {
+        let address = flight.address();
+        flight.end(now, outcome);
+        if let Some(address) = address
+            && !self.tried.contains(&address)
+        {
+            self.tried.push(address);
+        }
+        if matches!(reached, retry::Failure::Connect) {
+            self.edge.again.notify_one();
+        }
+        let attempt = FailedAttempt {
+            method: self.method,
+            failure: reached,
+            attempts_made: self.made,
+            another_replica: self.replicas.iter().any(|replica| !self.tried.contains(&replica.address())),
+            body_replayable,
+            response_begun: false,
+            left: match left {
+                Timeout::After(left) => Some(left),
+                Timeout::Off => None,
+            },
+        };
+        let verdict = retry::decide(self.policy(), &self.edge.budget, &attempt, now, fastrand::u64(..));
+        match verdict {
+            Verdict::Retry { after } => {
+                self.edge.retries.count(RETRIED);
+                Next::Again(after)
+            }
+            Verdict::GiveUp(reason) => {
+                self.told(outcome != Outcome::Abandoned, now);
+                self.edge.retries.count(reason.word());
+                Next::End(reason.word())
+            }
+        }
+    }
+
+    /// The breaker learns what the caller is told.
+    fn told(&mut self, failed: bool, now: Instant) {
+        let Some((breaker, admission)) = self.admitted.take() else { return };
+        let outcome = if failed { breaker::Outcome::Failure } else { breaker::Outcome::Success };
+        if let Some(transition) = breaker.record(now, admission, outcome, || fastrand::u64(..)) {
+            self.edge.tell_breaker(&transition);
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A request on its way to a replica. One that is dropped was abandoned by its caller, which must not make a slow replica look fast.
+pub(crate) struct Flight<'a> {
+    edge: &'a Edge,
+    in_flight: Option<InFlight>,
+}
 
-    fn addresses(count: u16) -> Rc<[SocketAddr]> {
-        (1..=count).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect()
+impl Flight<'_> {
+    /// Where to.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.in_flight.as_ref().map(InFlight::address)
     }
 
-    fn failure(reached: Reached) -> Failure {
-        Failure { refused: Reject::UpstreamConnect.into(), reached }
-    }
-
-    #[test]
-    fn each_address_is_tried_once_when_nobody_listens() {
-        let mut attempts = Attempts::new(addresses(2), 1);
-        assert_eq!(attempts.next().unwrap().port(), 2);
-        attempts.settle(failure(Reached::Nobody), true).unwrap();
-        assert_eq!(attempts.next().unwrap().port(), 1);
-        attempts.settle(failure(Reached::Nobody), true).unwrap_err();
-    }
-
-    #[test]
-    fn what_may_have_been_processed_is_not_sent_again() {
-        let mut attempts = Attempts::new(addresses(3), 0);
-        attempts.next().unwrap();
-        attempts.settle(failure(Reached::MaybeProcessed), true).unwrap_err();
-    }
-
-    #[test]
-    fn a_body_that_has_gone_is_not_sent_again() {
-        let mut attempts = Attempts::new(addresses(3), 0);
-        attempts.next().unwrap();
-        attempts.settle(failure(Reached::NotProcessed), false).unwrap_err();
-    }
-
-    #[test]
-    fn attempts_end() {
-        let mut attempts = Attempts::new(addresses(1), 0);
-        for _ in 1..limits::ATTEMPTS {
-            attempts.next().unwrap();
-            attempts.settle(failure(Reached::NotProcessed), true).unwrap();
+    /// It leaves on a connection that stands.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.sent(now);
         }
-        attempts.next().unwrap();
-        attempts.settle(failure(Reached::NotProcessed), true).unwrap_err();
     }
 
-    #[test]
-    fn no_address_is_an_error() {
-        let mut attempts = Attempts::new(addresses(0), 0);
-        assert_eq!(attempts.next().unwrap_err().reject, Reject::NameUnresolved);
+    fn end(mut self, now: Instant, outcome: Outcome) {
+        if let Some(event) = self.in_flight.take().and_then(|in_flight| in_flight.end(now, outcome)) {
+            self.edge.tell(&event);
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if let Some(in_flight) = self.in_flight.take()
+            && let Some(event) = in_flight.end(Instant::now(), Outcome::Abandoned)
+        {
+            self.edge.tell(&event);
+        }
     }
 }

@@ -2,74 +2,52 @@
 //!
 //! One resolver for the process asks for each name in use every few seconds, whatever the TTL says, and at once when a connect
 //! fails. NXDOMAIN is an answer (nobody is there); any other failure keeps the last good answer. Each worker has a copy of the
-//! addresses, so that a request asks nobody.
+//! replicas, so that a request asks nobody.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use kiro_core::balance::{Replica, Snapshot};
 use kiro_core::identity::ServiceName;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::spawn_local;
+use tokio::sync::mpsc;
 
+use crate::edge::{Edge, Known};
 use crate::limits;
 use crate::reject::{Refused, Reject};
-use crate::state::Peer;
 use crate::worker::Worker;
-
-/// What is known of a name.
-#[derive(Debug, Clone, Default)]
-struct Answer {
-    addresses: Arc<[IpAddr]>,
-    /// Why there is none, or why the addresses are old; absent before the first lookup has ended.
-    outcome: Option<Result<(), Arc<str>>>,
-}
-
-struct Ask {
-    name: ServiceName,
-    reply: oneshot::Sender<Watched>,
-}
-
-#[derive(Clone)]
-struct Watched {
-    answers: watch::Receiver<Answer>,
-    again: Arc<Notify>,
-}
 
 /// The way from workers to the resolver.
 #[derive(Clone)]
 pub(crate) struct Resolver {
-    asks: mpsc::Sender<Ask>,
+    asks: mpsc::Sender<Arc<Edge>>,
 }
 
 impl Resolver {
-    /// Starts the resolver on the current runtime. The system's configuration is read on first use: a mesh whose services all
-    /// have `endpoints` needs none.
-    pub(crate) fn start() -> Self {
+    /// Starts the resolver on the current runtime; peers listen on `port`. The system's configuration is read on first use: a mesh
+    /// whose services all have `endpoints` needs none.
+    pub(crate) fn start(port: u16) -> Self {
         // One ask a name and worker: the bound is only reached by a mesh of thousands starting at once, which then waits.
-        let (asks, mut received) = mpsc::channel::<Ask>(256);
+        let (asks, mut received) = mpsc::channel::<Arc<Edge>>(256);
         tokio::spawn(async move {
-            let mut names: HashMap<ServiceName, Watched> = HashMap::new();
             let mut lookup: Option<Arc<TokioResolver>> = None;
-            while let Some(ask) = received.recv().await {
-                let watched = match names.get(&ask.name) {
-                    Some(watched) => watched.clone(),
-                    None => {
-                        let resolver = resolver(&mut lookup);
-                        let usable = resolver.is_ok();
-                        let watched = follow(ask.name.clone(), resolver);
-                        // A configuration that can't be read now may be there at the next request.
-                        if usable {
-                            names.insert(ask.name, watched.clone());
-                        }
-                        watched
+            while let Some(edge) = received.recv().await {
+                if !edge.begin_following() {
+                    continue;
+                }
+                match resolver(&mut lookup) {
+                    Ok(resolver) => drop(tokio::spawn(follow(Arc::downgrade(&edge), resolver, port))),
+                    // A configuration that can't be read now may be there at the next request.
+                    Err(error) => {
+                        edge.known.send_modify(|known| known.outcome = Some(Err(error)));
+                        edge.end_following();
                     }
-                };
-                let _ = ask.reply.send(watched);
+                }
             }
         });
         Self { asks }
@@ -95,27 +73,44 @@ fn resolver(cached: &mut Option<Arc<TokioResolver>>) -> Result<Arc<TokioResolver
     Ok(resolver)
 }
 
-fn follow(name: ServiceName, resolver: Result<Arc<TokioResolver>, Arc<str>>) -> Watched {
-    let (sender, answers) = watch::channel(Answer::default());
-    let again = Arc::new(Notify::new());
-    let asked = Arc::clone(&again);
-    tokio::spawn(async move {
-        let resolver = match resolver {
-            Ok(resolver) => resolver,
-            Err(error) => {
-                sender.send_replace(Answer { outcome: Some(Err(error)), ..Answer::default() });
-                return;
+/// Asks for a service's name until the service is gone from the mesh file, has a place there, or has not been called for a while.
+async fn follow(edge: Weak<Edge>, resolver: Arc<TokioResolver>, port: u16) {
+    let mut unused = 0;
+    loop {
+        let Some(edge) = edge.upgrade() else { return };
+        unused = if edge.was_used() { 0 } else { unused + 1 };
+        if edge.is_placed() || unused > limits::RESOLVE_UNUSED {
+            edge.end_following();
+            // The next call asks anew, rather than to go by what was once known.
+            edge.known.send_replace(Known::default());
+            if !edge.is_placed() {
+                edge.learn(&[], Instant::now());
             }
-        };
-        while !sender.is_closed() {
-            let found = look_up(&resolver, &name).await;
-            sender.send_if_modified(|answer| update(answer, found, &name));
-            let _ = tokio::time::timeout(limits::RESOLVE_EVERY, asked.notified()).await;
-            // However many connects fail, a name is asked for a few times a second at the most.
-            tokio::time::sleep(limits::RESOLVE_EVERY / 20).await;
+            return;
         }
-    });
-    Watched { answers, again }
+        let found = look_up(&resolver, &edge.name).await;
+        if !edge.is_placed() {
+            learn(&edge, found, port);
+        }
+        let again = Arc::clone(&edge.again);
+        drop(edge);
+        let _ = tokio::time::timeout(limits::RESOLVE_EVERY, again.notified()).await;
+        // However many connects fail, a name is asked for a few times a second at the most.
+        tokio::time::sleep(limits::RESOLVE_AT_MOST_EVERY).await;
+    }
+}
+
+/// Takes a lookup's end over. The replicas come first: whoever waits for the outcome looks at them next.
+fn learn(edge: &Edge, found: Found, port: u16) {
+    let mut known = edge.known.borrow().clone();
+    let before = Arc::clone(&known.addresses);
+    update(&mut known, found, &edge.name, Instant::now());
+    if known.addresses != before {
+        let addresses: Vec<SocketAddr> =
+            known.addresses.iter().map(|address| SocketAddr::new(*address, port)).collect();
+        edge.learn(&addresses, Instant::now());
+    }
+    edge.known.send_replace(known);
 }
 
 enum Found {
@@ -138,124 +133,115 @@ async fn look_up(resolver: &TokioResolver, name: &ServiceName) -> Found {
     }
 }
 
-/// Takes an answer in; true where something changed.
-fn update(answer: &mut Answer, found: Found, name: &ServiceName) -> bool {
+/// Takes an answer in, and says what is new and wrong.
+fn update(known: &mut Known, found: Found, name: &ServiceName, now: Instant) {
     let (addresses, outcome) = match found {
         Found::Addresses(addresses) => (Arc::from(addresses), Ok(())),
         Found::Nobody => {
             (Arc::from([]), Err(Arc::from(format!("the name `{name}` does not exist (NXDOMAIN)"))))
         }
         Found::Failed(error) => {
-            (Arc::clone(&answer.addresses), Err(Arc::from(format!("the name `{name}`: {error}"))))
+            (Arc::clone(&known.addresses), Err(Arc::from(format!("the name `{name}`: {error}"))))
         }
     };
-    let changed = answer.addresses != addresses || answer.outcome.as_ref() != Some(&outcome);
-    if changed && let Err(error) = &outcome {
+    if let Err(error) = &outcome
+        && known.outcome.as_ref() != Some(&outcome)
+    {
         tracing::warn!(target: "kiro::discover", name = name.as_str(), kept = addresses.len(), %error, "lookup failed");
+    } else if outcome.is_ok() && matches!(known.outcome, Some(Err(_))) {
+        tracing::info!(target: "kiro::discover", name = name.as_str(), addresses = addresses.len(), "lookup succeeds again");
     }
-    (answer.addresses, answer.outcome) = (addresses, Some(outcome));
-    changed
+    if outcome.is_ok() {
+        known.confirmed = Some(now);
+    }
+    (known.addresses, known.outcome) = (addresses, Some(outcome));
 }
 
-/// A worker's copy of what is known.
+/// A worker's copy of the replicas of each service that it calls.
 pub(crate) struct Names {
     resolver: Resolver,
-    known: RefCell<HashMap<ServiceName, Known>>,
-    turn: Cell<usize>,
+    copies: RefCell<HashMap<ServiceName, Copy>>,
 }
 
-struct Known {
-    addresses: Rc<[SocketAddr]>,
-    again: Arc<Notify>,
+struct Copy {
+    edge: Arc<Edge>,
+    version: u64,
+    replicas: Rc<[Arc<Replica>]>,
 }
 
 impl Names {
     /// A copy that knows nothing yet.
     pub(crate) fn new(resolver: Resolver) -> Self {
-        Self { resolver, known: RefCell::default(), turn: Cell::new(0) }
+        Self { resolver, copies: RefCell::default() }
     }
 
-    /// The addresses of a peer, never empty.
-    pub(crate) async fn addresses(
+    /// The replicas of a service, never none.
+    pub(crate) async fn replicas(
         &self,
-        worker: &Rc<Worker>,
-        peer: &Peer,
-    ) -> Result<Rc<[SocketAddr]>, Refused> {
-        if !peer.endpoints.is_empty() {
-            return Ok(Rc::from(&*peer.endpoints));
-        }
-        if let Some(known) = self.known.borrow().get(&peer.name)
-            && !known.addresses.is_empty()
+        worker: &Worker,
+        edge: &Arc<Edge>,
+    ) -> Result<Rc<[Arc<Replica>]>, Refused> {
+        edge.is_used();
+        let version = edge.replicas.version();
+        if let Some(copy) = self.copies.borrow().get(&edge.name)
+            && copy.version == version
+            && Arc::ptr_eq(&copy.edge, edge)
+            && !copy.replicas.is_empty()
         {
-            return Ok(Rc::clone(&known.addresses));
+            return Ok(Rc::clone(&copy.replicas));
         }
-        self.ask(worker, peer).await
+        // Rare, and large.
+        Box::pin(self.renew(worker, edge)).await
     }
 
-    /// Where to begin among `count` addresses, each worker in its own turn.
-    pub(crate) fn turn(&self, count: usize) -> usize {
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        turn.checked_rem(count).unwrap_or(0)
-    }
-
-    /// Asks for a name again at once: a connect has failed.
-    pub(crate) fn look_again(&self, name: &ServiceName) {
-        if let Some(known) = self.known.borrow().get(name) {
-            known.again.notify_one();
+    async fn renew(&self, worker: &Worker, edge: &Arc<Edge>) -> Result<Rc<[Arc<Replica>]>, Refused> {
+        let mut replicas = self.copy(worker, edge);
+        if replicas.is_empty() && !edge.is_placed() {
+            self.ask(edge).await?;
+            replicas = self.copy(worker, edge);
         }
+        if replicas.is_empty() {
+            let error = match &edge.known.borrow().outcome {
+                Some(Err(error)) => error.to_string(),
+                Some(Ok(())) | None => format!("the name `{}` has no addresses", edge.name),
+            };
+            return Err(Refused::new(Reject::NameUnresolved, error));
+        }
+        Ok(replicas)
     }
 
-    async fn ask(&self, worker: &Rc<Worker>, peer: &Peer) -> Result<Rc<[SocketAddr]>, Refused> {
+    /// Takes over what is known of a service now.
+    fn copy(&self, worker: &Worker, edge: &Arc<Edge>) -> Rc<[Arc<Replica>]> {
+        let version = edge.replicas.version();
+        let snapshot: Snapshot = edge.replicas.snapshot();
+        let replicas: Rc<[Arc<Replica>]> = snapshot.iter().cloned().collect();
+        let addresses: Vec<SocketAddr> = replicas.iter().map(|replica| replica.address()).collect();
+        worker.upstreams.keep(&edge.name, &addresses);
+        let copy = Copy { edge: Arc::clone(edge), version, replicas: Rc::clone(&replicas) };
+        self.copies.borrow_mut().insert(edge.name.clone(), copy);
+        replicas
+    }
+
+    /// Has the name asked for, and waits for the first answer.
+    async fn ask(&self, edge: &Arc<Edge>) -> Result<(), Refused> {
         let gone = || Refused::new(Reject::NameUnresolved, "the resolver has stopped");
-        let (reply, answer) = oneshot::channel();
-        self.resolver.asks.send(Ask { name: peer.name.clone(), reply }).await.map_err(|_| gone())?;
-        let mut watched = answer.await.map_err(|_| gone())?;
-        let first = watched.answers.wait_for(|answer| answer.outcome.is_some());
-        let answer = match tokio::time::timeout(limits::RESOLVE * 2, first).await {
-            Ok(Ok(answer)) => answer.clone(),
-            Ok(Err(_)) | Err(_) => {
-                return Err(Refused::new(
-                    Reject::NameUnresolved,
-                    format!("the name `{}` gave no answer in time", peer.name),
-                ));
+        let mut known = edge.known.subscribe();
+        self.resolver.asks.send(Arc::clone(edge)).await.map_err(|_| gone())?;
+        let first = known.wait_for(|known| known.outcome.is_some());
+        match tokio::time::timeout(limits::RESOLVE * 2, first).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => {
+                let error = format!("the name `{}` gave no answer in time", edge.name);
+                Err(Refused::new(Reject::NameUnresolved, error))
             }
-        };
-        let port = worker.settings.peer_port;
-        let addresses = with_port(&answer.addresses, port);
-        let newly = self
-            .known
-            .borrow_mut()
-            .insert(
-                peer.name.clone(),
-                Known { addresses: Rc::clone(&addresses), again: Arc::clone(&watched.again) },
-            )
-            .is_none();
-        if newly {
-            spawn_local(keep_up(Rc::clone(worker), peer.name.clone(), watched.answers, port));
-        }
-        if addresses.is_empty() {
-            let error = answer.outcome.and_then(Result::err).unwrap_or_else(|| Arc::from("no addresses"));
-            return Err(Refused::new(Reject::NameUnresolved, error.to_string()));
-        }
-        Ok(addresses)
-    }
-}
-
-async fn keep_up(worker: Rc<Worker>, name: ServiceName, mut answers: watch::Receiver<Answer>, port: u16) {
-    while answers.changed().await.is_ok() {
-        let addresses = with_port(&answers.borrow_and_update().addresses, port);
-        worker.upstreams.keep(&name, &addresses);
-        if let Some(known) = worker.names.known.borrow_mut().get_mut(&name) {
-            known.addresses = addresses;
         }
     }
-    // Nobody looks this name up any more: the next request asks for it anew, rather than to stay with what was last known.
-    worker.names.known.borrow_mut().remove(&name);
-}
 
-fn with_port(addresses: &[IpAddr], port: u16) -> Rc<[SocketAddr]> {
-    addresses.iter().map(|address| SocketAddr::new(*address, port)).collect()
+    /// Forgets the services that are in the mesh file no more.
+    pub(crate) fn keep(&self, is_there: impl Fn(&ServiceName) -> bool) {
+        self.copies.borrow_mut().retain(|name, _| is_there(name));
+    }
 }
 
 #[cfg(test)]
@@ -264,10 +250,14 @@ mod tests {
 
     fn check(before: &[&str], found: Found, expected: &[&str], good: bool) {
         let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let mut answer = Answer { addresses: parse(before).into(), outcome: Some(Ok(())) };
-        update(&mut answer, found, &ServiceName::parse("profile").unwrap());
-        assert_eq!(*answer.addresses, *parse(expected));
-        assert_eq!(answer.outcome.unwrap().is_ok(), good);
+        let began = Instant::now();
+        let later = began + limits::RESOLVE_EVERY;
+        let mut known =
+            Known { addresses: parse(before).into(), outcome: Some(Ok(())), confirmed: Some(began) };
+        update(&mut known, found, &ServiceName::parse("profile").unwrap(), later);
+        assert_eq!(*known.addresses, *parse(expected));
+        assert_eq!(known.outcome.unwrap().is_ok(), good);
+        assert_eq!(known.confirmed, Some(if good { later } else { began }));
     }
 
     #[test]

@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Version, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, request};
+use kiro_core::deadline::{self, Budget, Deadline};
+use kiro_core::fields;
 use kiro_core::identity::ServiceName;
-use kiro_core::mesh::{Protocol, Timeout};
+use kiro_core::mesh::{Protocol, Timeout, Traffic};
 use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
@@ -127,9 +129,15 @@ pub(crate) struct Exchange {
     bytes_out: u64,
     upstream: Option<SocketAddr>,
     attempts: u32,
+    /// Why the last attempt, which failed, was the last.
+    gave_up: Option<&'static str>,
     trace: TraceContext,
     websocket: bool,
     grpc: bool,
+    /// When whoever asked gives up; absent where nobody ever does.
+    deadline: Option<Deadline>,
+    /// Whether that is sooner than the mesh file says, by the word of whoever asked.
+    hurried: bool,
     /// How a tunnel or upgraded stream ended.
     ended: Option<&'static str>,
     /// The protocol, where that is not the version of HTTP that the request came by.
@@ -170,9 +178,12 @@ impl Exchange {
             bytes_out: 0,
             upstream: None,
             attempts: 0,
+            gave_up: None,
             trace,
             websocket: false,
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
+            deadline: None,
+            hurried: false,
             ended: None,
             protocol: None,
         }
@@ -223,10 +234,47 @@ impl Exchange {
         self.grpc && protocol == Some(Protocol::Grpc)
     }
 
-    /// How long the head of the answer may take. A call of gRPC has the deadline that its caller gave it, or none: a stream may begin to
-    /// answer whenever it likes, and a caller whose deadline is over resets it.
-    pub(crate) fn answer_timeout(&self, declared: Timeout) -> Timeout {
-        if self.is_call() { Timeout::Off } else { declared }
+    /// Takes over how long the answer's head may take: the soonest of what the mesh file says, what the caller's sidecar or the
+    /// application said in `x-kiro-deadline`, and in a call of gRPC `grpc-timeout`. Nobody's word lengthens another's.
+    ///
+    /// For a call of gRPC the mesh file says nothing: a stream may begin to answer whenever it likes.
+    pub(crate) fn take_deadline(
+        &mut self,
+        head: &mut request::Parts,
+        traffic: &Traffic,
+    ) -> Result<(), Refused> {
+        let call = self.is_call();
+        let peer = asked_for(&mut head.headers)?;
+        let grpc = if call { grpc_timeout(&head.headers) } else { None };
+        let path = head.uri.path_and_query().map_or("/", PathAndQuery::path);
+        let route = match traffic.terms(self.method(), path).timeout {
+            Timeout::After(timeout) if !call => Some(timeout),
+            Timeout::After(_) | Timeout::Off => None,
+        };
+        self.hurried = peer.is_some();
+        self.deadline = Budget { route, peer, grpc }.deadline(self.started);
+        if self.deadline.is_some_and(|deadline| deadline.left(self.started).is_zero()) {
+            return Err(Refused::new(Reject::DeadlineOver, "no time was left when the request came"));
+        }
+        Ok(())
+    }
+
+    /// How much time is left until the answer's head is of no use any more.
+    pub(crate) fn time_left(&self) -> Timeout {
+        self.deadline.map_or(Timeout::Off, |deadline| Timeout::After(deadline.left(Instant::now())))
+    }
+
+    /// Lets the next hop know how much time is left, where it can't know that from the mesh file: at another attempt than the first,
+    /// or where somebody asked for less.
+    pub(crate) fn tell_deadline(&self, headers: &mut HeaderMap) {
+        let Some(deadline) = self.deadline.filter(|_| self.hurried || self.attempts > 1) else { return };
+        let now = Instant::now();
+        if let Some(left) = deadline.field(now) {
+            headers.insert(fields::DEADLINE.clone(), left);
+        }
+        if headers.contains_key(&GRPC_TIMEOUT) {
+            headers.insert(GRPC_TIMEOUT.clone(), deadline.grpc_timeout(now));
+        }
     }
 
     /// How long the request's body may stand still.
@@ -262,6 +310,11 @@ impl Exchange {
             self.attempt_started = (Instant::now(), SystemTime::now());
         }
         self.attempts += 1;
+    }
+
+    /// Notes why there is no other attempt.
+    pub(crate) fn gave_up(&mut self, reason: &'static str) {
+        self.gave_up = Some(reason);
     }
 
     /// Notes how far the request's body has come, as its mover sees it.
@@ -342,7 +395,8 @@ impl Exchange {
         }
     }
 
-    fn method(&self) -> &str {
+    /// The method as policy and log see it.
+    pub(crate) fn method(&self) -> &str {
         if self.websocket { Method::GET.as_str() } else { self.method.as_str() }
     }
 
@@ -431,6 +485,7 @@ impl Drop for Exchange {
             duration,
             upstream: self.upstream,
             attempts: self.attempts,
+            gave_up: self.gave_up,
             trace_id: self.trace.trace_id,
             span_id: self.trace.span_id,
             sampled: self.trace.sampled,
@@ -438,6 +493,29 @@ impl Drop for Exchange {
         self.worker.access_line(&record);
         self.span(Some(status), self.reject);
     }
+}
+
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// What `x-kiro-deadline` says, which goes no further as it is.
+fn asked_for(headers: &mut HeaderMap) -> Result<Option<std::time::Duration>, Refused> {
+    if !headers.contains_key(&fields::DEADLINE) {
+        return Ok(None);
+    }
+    let wrong = |what: String| Refused::new(Reject::HeaderInvalid, format!("x-kiro-deadline: {what}"));
+    if headers.get_all(&fields::DEADLINE).iter().nth(1).is_some() {
+        return Err(wrong("it is there twice".to_owned()));
+    }
+    let asked = headers.remove(&fields::DEADLINE);
+    let parse = |asked: HeaderValue| {
+        deadline::parse_field(asked.as_bytes()).map_err(|error| wrong(error.to_string()))
+    };
+    asked.map(parse).transpose()
+}
+
+/// What `grpc-timeout` says. One that says nothing is left to the application, which sees it as it came.
+fn grpc_timeout(headers: &HeaderMap) -> Option<std::time::Duration> {
+    deadline::parse_grpc_timeout(headers.get(&GRPC_TIMEOUT)?.as_bytes()).ok()
 }
 
 /// The protocol's name by the semantic conventions, with its family.

@@ -104,7 +104,8 @@ fn single_host(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Refused> {
 /// Admits an application's request to its outbound proxy.
 pub(crate) fn outbound<B>(request: Request<B>) -> Result<Admitted<B>, Refused> {
     let mut admitted = http1_or_2(request)?;
-    strip_own(&mut admitted.head.headers);
+    // The one field of ours that an application may set (see `OWN_FIELDS`).
+    retain(&mut admitted.head.headers, |name| !fields::is_own(name) || *name == fields::DEADLINE);
     Ok(admitted)
 }
 

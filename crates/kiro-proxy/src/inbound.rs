@@ -233,7 +233,7 @@ async fn stream_story(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            refuse(answer::refusal(refused.reject, exchange.is_grpc()), respond, is_head)
+            refuse(answer::refused(&refused, exchange.is_grpc()), respond, is_head)
         }
     };
     if let Err(error) = sent {

@@ -89,7 +89,7 @@ pub(crate) async fn answer(
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Err(refused) => {
             exchange.refused(&refused);
-            let mut response = answer::refusal(refused.reject, exchange.is_grpc());
+            let mut response = answer::refused(&refused, exchange.is_grpc());
             if has_body && turn.is_some() {
                 answer::closes(response.headers_mut());
             }

@@ -16,6 +16,7 @@ mod client;
 mod discover;
 mod drain;
 mod early;
+mod edge;
 mod exchange;
 mod flow;
 mod frames;

@@ -214,14 +214,18 @@ pub(crate) const APP_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections to the application that one worker keeps.
 pub(crate) const APP_IDLE_CONNECTIONS: usize = 256;
 
-/// How often a name is resolved again, whatever the TTL says (Docker's DNS answers with 600 s).
-pub(crate) const RESOLVE_EVERY: Duration = Duration::from_secs(5);
+/// How often a name is resolved again, whatever the TTL says (Docker's DNS answers with 600 s). A new replica is to have its share of
+/// the load within three seconds.
+pub(crate) const RESOLVE_EVERY: Duration = Duration::from_secs(2);
 
 /// How long one lookup may take.
-pub(crate) const RESOLVE: Duration = Duration::from_secs(2);
+pub(crate) const RESOLVE: Duration = Duration::from_secs(1);
 
-/// Attempts of one request, the first included: failed connects and streams that the peer surely did not process.
-pub(crate) const ATTEMPTS: u32 = 3;
+/// The shortest time between two lookups of a name, however many connects fail.
+pub(crate) const RESOLVE_AT_MOST_EVERY: Duration = Duration::from_millis(250);
+
+/// After so many lookups of a name that nobody has called meanwhile (five minutes) it is asked for no more, until the next call.
+pub(crate) const RESOLVE_UNUSED: u32 = 150;
 
 /// How long a finished access line may wait in a worker's buffer.
 pub(crate) const LOG_FLUSH: Duration = Duration::from_millis(20);

@@ -4,6 +4,7 @@
 //! grow from outside. Each worker counts on lines of its own (a [`Shard`]); what happens once a connection, or less often, is
 //! counted in one place. [`catalogue`] has the names, [`collect`] writes the text.
 
+mod calls;
 mod catalogue;
 mod collect;
 
@@ -286,6 +287,7 @@ pub(crate) struct Metrics {
 #[derive(Debug)]
 struct Counts {
     admission: Admission,
+    calls: Arc<crate::edge::Edges>,
     edges: Edges,
     loads: Box<[Load]>,
     listeners: [Connections; Listener::ALL.len()],
@@ -303,9 +305,16 @@ struct Counts {
 
 impl Metrics {
     /// Counts that all stand at nothing, for a number of workers.
-    pub(crate) fn new(log: LogSink, tracing: Tracing, workers: usize, admission: Admission) -> Arc<Self> {
+    pub(crate) fn new(
+        log: LogSink,
+        tracing: Tracing,
+        workers: usize,
+        admission: Admission,
+        calls: Arc<crate::edge::Edges>,
+    ) -> Arc<Self> {
         let counts = Arc::new(Counts {
             admission,
+            calls,
             edges: Edges::default(),
             loads: (0..workers.max(1)).map(|_| Load::default()).collect(),
             listeners: Default::default(),

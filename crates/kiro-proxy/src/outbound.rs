@@ -7,15 +7,16 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use h2::RecvStream;
 use http::header::SEC_WEBSOCKET_KEY;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
-use kiro_core::fields;
+use kiro_core::balance::Outcome;
 use kiro_core::identity::Role;
 use kiro_core::mesh::Timeout;
+use kiro_core::{fields, retry};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -24,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::admission::Place;
 use crate::answer;
 use crate::app::{self, at_once, within};
-use crate::attempt::{Attempts, Failure, Reached};
+use crate::attempt::{self, Answer, Attempts, Failure, Flight, Next};
 use crate::body::AnswerBody;
 use crate::client::{Client, RequestBody, Upgrade};
 use crate::exchange::{Direction, Exchange, Via};
@@ -37,7 +38,7 @@ use crate::reject::{self, Refused, Reject};
 use crate::route::{self, Plan};
 use crate::serve::{self, Front};
 use crate::spans;
-use crate::state::{Snapshot, State};
+use crate::state::{Peer, Snapshot, State};
 use crate::tunnel;
 use crate::upstream::Upstream;
 use crate::upstream::connect::lost;
@@ -170,7 +171,7 @@ pub(crate) async fn answer(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            let mut response = answer::refusal(refused.reject, exchange.is_grpc());
+            let mut response = answer::refused(&refused, exchange.is_grpc());
             if has_body && !exchange.has_read_body() && turn.is_some() {
                 answer::closes(response.headers_mut());
             }
@@ -225,40 +226,56 @@ pub(crate) async fn deliver(
     exchange: &mut Exchange,
     interim: &Interim<'_>,
 ) -> Result<Sent, Refused> {
-    let addresses = addresses(worker, plan, exchange).await?;
-    let mut attempts = Attempts::new(Rc::clone(&addresses), worker.names.turn(addresses.len()));
+    let state = Rc::clone(exchange.state());
+    let peer = state.peer(plan.peer).ok_or(Reject::ServiceUnknown)?;
+    let calls = peer.calls();
+    let replicas = worker.names.replicas(worker, &calls.edge).await?;
+    let terms = peer.traffic.terms(exchange.method(), headers::path_of(&plan.head));
+    let mut attempts = Attempts::begin(calls, &terms, &plan.head.method, replicas, Instant::now())?;
     loop {
-        let address = attempts.next()?;
+        let mut flight = attempts.next(Instant::now())?;
         exchange.attempt();
-        match attempt(worker, plan, payload, address, exchange, interim).await {
-            Ok(sent) => return Ok(sent),
-            Err(failure) => {
-                note(worker, exchange, plan.peer, address, &failure);
-                attempts.settle(failure, payload.is_whole())?;
+        let time = attempts.within(exchange.time_left());
+        let (answer, reached, outcome) =
+            match attempt(worker, plan, payload, &mut flight, time, exchange, interim).await {
+                Ok(sent) => {
+                    let response = &sent.response;
+                    match attempt::read_head(attempts.policy(), response.status(), response.headers()) {
+                        Answer::Final(outcome) => {
+                            attempts.answered(flight, outcome, Instant::now());
+                            return Ok(sent);
+                        }
+                        Answer::Failed(reached) => (Ok(sent), reached, Outcome::Failure),
+                    }
+                }
+                Err(failure) => {
+                    note(worker, peer, &flight, &failure);
+                    let outcome = failure.outcome();
+                    (Err(failure.refused), failure.reached, outcome)
+                }
+            };
+        let (left, replayable) = (exchange.time_left(), payload.is_whole());
+        match attempts.failed(flight, (reached, outcome), replayable, left, Instant::now()) {
+            // What came of the attempt is let go of first, so that its stream does not wait with us.
+            Next::Again(after) => {
+                drop(answer);
+                if !after.is_zero() {
+                    tokio::time::sleep(after).await;
+                }
+            }
+            Next::End(reason) => {
+                exchange.gave_up(reason);
+                return answer;
             }
         }
     }
 }
 
 /// Lets what has failed be known where the next request looks.
-fn note(worker: &Worker, exchange: &Exchange, peer: usize, address: SocketAddr, failure: &Failure) {
-    let Some(peer) = exchange.state().peer(peer) else { return };
-    if matches!(failure.refused.reject, Reject::UpstreamTls(_)) {
+fn note(worker: &Worker, peer: &Peer, flight: &Flight<'_>, failure: &Failure) {
+    if let (Some(address), Reject::UpstreamTls(_)) = (flight.address(), failure.refused.reject) {
         worker.upstreams.refused(&peer.name, address, &failure.refused);
     }
-    if failure.reached == Reached::Nobody {
-        worker.names.look_again(&peer.name);
-    }
-}
-
-async fn addresses(
-    worker: &Rc<Worker>,
-    plan: &Plan,
-    exchange: &Exchange,
-) -> Result<Rc<[SocketAddr]>, Refused> {
-    let state = Rc::clone(exchange.state());
-    let peer = state.peer(plan.peer).ok_or(Reject::ServiceUnknown)?;
-    worker.names.addresses(worker, peer).await
 }
 
 /// A request that was answered; the sending half stays open where the request became a stream.
@@ -290,27 +307,31 @@ async fn attempt(
     worker: &Rc<Worker>,
     plan: &Plan,
     payload: &mut Payload,
-    address: SocketAddr,
+    flight: &mut Flight<'_>,
+    time: Timeout,
     exchange: &mut Exchange,
     interim: &Interim<'_>,
 ) -> Result<Sent, Failure> {
     let state = Rc::clone(exchange.state());
     let peer = state.peer(plan.peer).ok_or(Failure::nobody(Reject::ServiceUnknown.into()))?;
+    let address = flight.address().ok_or(Failure::nobody(Reject::NameUnresolved.into()))?;
     let connected = {
         let mut connecting = std::pin::pin!(connection(worker, &state, plan.peer, address));
         // Nearly always there is a connection with room, and no need of a clock.
         match at_once(connecting.as_mut()).await {
             Some(connected) => Some(connected),
-            None => within(peer.timeout, None, connecting).await,
+            None => within(time, None, connecting).await,
         }
     };
     let timed_out = || Refused::new(Reject::UpstreamTimeout, "no connection with room for a request in time");
     let (upstream, slot) = connected.unwrap_or_else(|| Err(timed_out())).map_err(Failure::nobody)?;
     exchange.upstream(address);
+    flight.sent(Instant::now());
 
     // From here to `send_request` nothing waits: nonces arrive in the order in which they were given.
     let mut request = route::request_to(plan, peer).map_err(Failure::nobody)?;
     spans::propagate(&worker.tracing, exchange.trace(), request.headers_mut());
+    exchange.tell_deadline(request.headers_mut());
     let nonce = sign(&upstream, plan, peer, &mut request, exchange).map_err(Failure::nobody)?;
     let ends = payload.is_empty() && plan.kind == Kind::Plain;
     let sent = upstream.sender().send_request(request, ends);
@@ -333,16 +354,16 @@ async fn attempt(
         }
     };
     // A tunnel's answer waits for the peer's application to accept a connection, no longer.
-    let timeout = with_peer_word(exchange.answer_timeout(peer.timeout));
+    let timeout = with_peer_word(time);
     match within(timeout, upload.as_ref().map(Upload::progress), answer).await {
         None => Err(Failure {
             refused: payload
                 .failure()
                 .unwrap_or_else(|| Refused::new(Reject::UpstreamTimeout, "the peer did not answer in time")),
-            reached: Reached::MaybeProcessed,
+            reached: retry::Failure::Timeout,
         }),
         Some(Err(error)) => Err(match payload.failure() {
-            Some(refused) => Failure { refused, reached: Reached::MaybeProcessed },
+            Some(refused) => Failure { refused, reached: retry::Failure::Reset },
             None => failed(worker, &upstream, &error),
         }),
         Some(Ok(response)) => {
@@ -393,11 +414,17 @@ fn failed(worker: &Worker, upstream: &Rc<Upstream>, error: &h2::Error) -> Failur
     let refused_stream = error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     // h2 fails with a peer's GOAWAY exactly the streams above its last processed id.
     let above_last = error.is_remote() && error.is_go_away();
-    if refused_stream || above_last {
-        return Failure { refused: lost(error, None), reached: Reached::NotProcessed };
+    if refused_stream {
+        return Failure { refused: lost(error, None), reached: retry::Failure::RefusedStream };
+    }
+    if above_last {
+        return Failure { refused: lost(error, None), reached: retry::Failure::GoAway };
     }
     // A peer that refused our certificate has not read anything.
-    let reached = if upstream.refusal().is_some() { Reached::Nobody } else { Reached::MaybeProcessed };
+    let reached = match upstream.refusal() {
+        Some(_) => retry::Failure::Connect,
+        None => retry::Failure::Reset,
+    };
     Failure { refused: lost(error, upstream.refusal()), reached }
 }
 

@@ -5,8 +5,10 @@
 //! ([`Refused::cause`]) goes to the log.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
+use kiro_core::fields;
 use kiro_core::policy::Denial;
 use kiro_core::signature::SignError;
 
@@ -82,6 +84,10 @@ pub enum Reject {
     AppTimeout,
     /// The application answered a WebSocket handshake as if it were any request.
     AppNoUpgrade,
+    /// Whoever asked had given up before the request came.
+    DeadlineOver,
+    /// The service has failed too often to be asked at the moment.
+    BreakerOpen,
 }
 
 impl Reject {
@@ -105,7 +111,7 @@ impl Reject {
             Reject::ServiceUnknown => StatusCode::NOT_FOUND,
             Reject::HostExternal | Reject::Denied(_) => StatusCode::FORBIDDEN,
             Reject::Signature(_) => StatusCode::UNAUTHORIZED,
-            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::NameUnresolved => {
+            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::NameUnresolved | Reject::BreakerOpen => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Reject::UpstreamConnect
@@ -115,7 +121,9 @@ impl Reject {
             | Reject::AppTls(_)
             | Reject::AppReset
             | Reject::AppNoUpgrade => StatusCode::BAD_GATEWAY,
-            Reject::UpstreamTimeout | Reject::AppTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Reject::UpstreamTimeout | Reject::AppTimeout | Reject::DeadlineOver => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
         }
     }
 
@@ -150,6 +158,8 @@ impl Reject {
             Reject::AppReset => "app_reset",
             Reject::AppTimeout => "app_timeout",
             Reject::AppNoUpgrade => "app_no_upgrade",
+            Reject::DeadlineOver => "deadline_over",
+            Reject::BreakerOpen => "breaker_open",
         }
     }
 
@@ -157,7 +167,7 @@ impl Reject {
     #[must_use]
     pub fn origin(self) -> Origin {
         match self {
-            Reject::EdgeSecretMissing | Reject::QueueFull => Origin::Proxy,
+            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::BreakerOpen => Origin::Proxy,
             Reject::NameUnresolved
             | Reject::UpstreamConnect
             | Reject::UpstreamTls(_)
@@ -184,9 +194,22 @@ impl Reject {
             | Reject::ServiceUnknown
             | Reject::HostExternal
             | Reject::Denied(_)
-            | Reject::Signature(_) => Origin::Client,
+            | Reject::Signature(_)
+            | Reject::DeadlineOver => Origin::Client,
         }
     }
+}
+
+impl Reject {
+    /// Whether a sidecar says by it that its application has surely not seen the request.
+    pub(crate) fn is_before_the_application(self) -> bool {
+        matches!(self, Reject::AppConnect | Reject::QueueFull)
+    }
+}
+
+/// The reason for which the peer's sidecar refused a request, if it did.
+pub(crate) fn of_peer(headers: &HeaderMap) -> Option<Reject> {
+    by_code(known_code(headers.get(&fields::REJECT)?.as_bytes())?)
 }
 
 /// Every code there is: the values of `x-kiro-reject`, of the log's `reject` and of the metric's label.
@@ -233,6 +256,8 @@ pub const CODES: &[&str] = &[
     "app_reset",
     "app_timeout",
     "app_no_upgrade",
+    "deadline_over",
+    "breaker_open",
     "tls_no_certificate",
     "tls_unknown_issuer",
     "tls_expired",
@@ -252,7 +277,7 @@ pub const CODES: &[&str] = &[
 /// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
 #[must_use]
 pub fn by_code(code: &str) -> Option<Reject> {
-    const PLAIN: [Reject; 30] = [
+    const PLAIN: [Reject; 32] = [
         Reject::AuthorityInvalid,
         Reject::HostMissing,
         Reject::HostDuplicate,
@@ -283,6 +308,8 @@ pub fn by_code(code: &str) -> Option<Reject> {
         Reject::AppReset,
         Reject::AppTimeout,
         Reject::AppNoUpgrade,
+        Reject::DeadlineOver,
+        Reject::BreakerOpen,
     ];
     if let Some(plain) = PLAIN.into_iter().find(|reject| reject.code() == code) {
         return Some(plain);
@@ -315,18 +342,25 @@ pub(crate) struct Refused {
     pub(crate) reject: Reject,
     /// What the log learns; empty where the code says it all.
     pub(crate) cause: Cow<'static, str>,
+    /// When it is worth asking again, if that is known.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Refused {
     /// A refusal with a cause for the log.
     pub(crate) fn new(reject: Reject, cause: impl Into<Cow<'static, str>>) -> Self {
-        Self { reject, cause: cause.into() }
+        Self { reject, cause: cause.into(), retry_after: None }
+    }
+
+    /// The same, where it is known when it is worth asking again.
+    pub(crate) fn after(self, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..self }
     }
 }
 
 impl From<Reject> for Refused {
     fn from(reject: Reject) -> Self {
-        Self { reject, cause: Cow::Borrowed("") }
+        Self { reject, cause: Cow::Borrowed(""), retry_after: None }
     }
 }
 

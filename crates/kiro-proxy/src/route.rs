@@ -46,6 +46,9 @@ pub(crate) fn plan<B>(admitted: Admitted<B>, exchange: &mut Exchange) -> Result<
     let claim =
         (admitted.kind != Kind::Plain).then(|| claim_of(&admitted, Direction::Outbound, Some(name.as_str())));
     let Admitted { mut head, body, kind, .. } = admitted;
+    let state = std::rc::Rc::clone(exchange.state());
+    let peer = state.peer(index).ok_or(Reject::ServiceUnknown)?;
+    exchange.take_deadline(&mut head, &peer.traffic)?;
     headers::for_peer(&mut head, &name, kind)?;
     Ok((Plan { peer: index, kind, claim, head }, body))
 }

@@ -20,6 +20,7 @@ use crate::admin::{self, Audience, View};
 use crate::admission::{Admission, Listener};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
+use crate::edge::Edges;
 use crate::listen::{self, BindError, Bound};
 use crate::local::ports;
 use crate::metrics::Metrics;
@@ -153,10 +154,12 @@ impl Sidecar {
         let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
         let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
         let admission = Admission::of_this_process(settings.workers, LISTENERS);
-        let metrics = Metrics::new(log.clone(), tracing.clone(), settings.workers, admission);
+        let edges: Arc<Edges> = Arc::default();
+        let metrics =
+            Metrics::new(log.clone(), tracing.clone(), settings.workers, admission, Arc::clone(&edges));
         let first = Arc::clone(&identity.borrow());
         note_expiry(&metrics, &first);
-        let state = State::build(1, &settings.service, &mesh, first, &metrics)?;
+        let state = State::build(1, &settings.service, &mesh, first, &metrics, &edges)?;
         let listeners = Listeners::bind(&settings, &state)?;
         let addresses = listeners.addresses.clone();
         let (states, states_seen) = watch::channel(Arc::new(state));
@@ -167,6 +170,7 @@ impl Sidecar {
             settings: Arc::clone(&settings),
             identity,
             metrics: Arc::clone(&metrics),
+            edges,
             states,
             mesh,
             print,
@@ -179,7 +183,7 @@ impl Sidecar {
             log,
             tracing,
             metrics: Arc::clone(&metrics),
-            resolver: Resolver::start(),
+            resolver: Resolver::start(settings.peer_port),
             phase: phase_seen.clone(),
         };
         let view = View {
@@ -390,6 +394,7 @@ struct Follower {
     settings: Arc<Settings>,
     identity: watch::Receiver<Arc<SidecarIdentity>>,
     metrics: Arc<Metrics>,
+    edges: Arc<Edges>,
     states: watch::Sender<Arc<State>>,
     mesh: Mesh,
     print: Print,
@@ -451,8 +456,14 @@ impl Follower {
 
     fn publish(&mut self, what: &'static str) -> bool {
         let identity = Arc::clone(&self.identity.borrow());
-        let built =
-            State::build(self.generation + 1, &self.settings.service, &self.mesh, identity, &self.metrics);
+        let built = State::build(
+            self.generation + 1,
+            &self.settings.service,
+            &self.mesh,
+            identity,
+            &self.metrics,
+            &self.edges,
+        );
         let state = match built {
             Ok(state) => state,
             Err(error) => {

@@ -7,16 +7,18 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use http::HeaderValue;
 use http::uri::Authority;
 use kiro_core::identity::{ServiceName, SpiffeId};
-use kiro_core::mesh::{Allow, AppTls, Mesh, Protocol, Service, Signatures, Source, Timeout};
+use kiro_core::mesh::{Allow, AppTls, Mesh, Protocol, Service, Signatures, Source, Traffic};
 use kiro_core::policy::Policy;
 use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
 
 use crate::admission::Listener;
+use crate::edge::{Calls, Edges};
 use crate::exchange::{Direction, Via};
 use crate::metrics::{EdgeMetrics, Metrics, UNKNOWN};
 
@@ -38,10 +40,21 @@ pub(crate) struct Peer {
     pub(crate) protocol: Protocol,
     /// The port of our loopback that leads there, where it is a tcp service that a line of the policy lets us reach.
     pub(crate) local_port: Option<u16>,
-    /// How long an answer's head may take.
-    pub(crate) timeout: Timeout,
+    /// How calls to it are made.
+    pub(crate) traffic: Traffic,
     /// Counts of the edge to it.
     pub(crate) metrics: Arc<EdgeMetrics>,
+    /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
+    calls: OnceLock<Calls>,
+    edges: Arc<Edges>,
+}
+
+impl Peer {
+    /// What all workers share about the calls to it.
+    pub(crate) fn calls(&self) -> &Calls {
+        let make = || self.edges.calls(&self.name, &self.endpoints, self.traffic.breaker, Instant::now());
+        self.calls.get_or_init(make)
+    }
 }
 
 /// One consistent view of the mesh.
@@ -117,6 +130,7 @@ impl State {
         mesh: &Mesh,
         identity: Arc<SidecarIdentity>,
         metrics: &Metrics,
+        edges: &Arc<Edges>,
     ) -> Result<Self, StateError> {
         let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
         let id = identity.identity.spiffe().clone();
@@ -139,7 +153,8 @@ impl State {
             _ => None,
         };
         let mutual = service.app.tls == AppTls::Mutual;
-        let peers = peers(me, mesh, metrics);
+        let peers = peers(me, mesh, metrics, edges);
+        edges.keep(|name| mesh.services.contains_key(name));
         Ok(Self {
             generation,
             me: me.clone(),
@@ -219,7 +234,7 @@ impl State {
     }
 }
 
-fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics) -> Vec<Peer> {
+fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -> Vec<Peer> {
     let local_ports = mesh.local_ports(me);
     mesh.services
         .iter()
@@ -233,8 +248,10 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics) -> Vec<Peer> {
                 endpoints: service.endpoints.clone().into(),
                 protocol: service.app.protocol,
                 local_port: local_ports.get(name).copied(),
-                timeout: service.traffic.timeout,
+                traffic: service.traffic.clone(),
                 metrics: metrics.edge(me.as_str(), name.as_str()),
+                calls: OnceLock::new(),
+                edges: Arc::clone(edges),
             })
         })
         .collect()

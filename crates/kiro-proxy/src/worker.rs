@@ -150,6 +150,7 @@ impl Worker {
             duration: Duration::ZERO,
             upstream: None,
             attempts: 0,
+            gave_up: None,
             trace_id: 0,
             span_id: 0,
             sampled: false,
@@ -254,7 +255,9 @@ impl Worker {
                 self.app.forget_all();
                 self.renewed.notify_waiters();
             }
-            self.tunnels.judge_again(&self.snapshot());
+            let state = self.snapshot();
+            self.names.keep(|name| state.find(name.as_str()).is_some());
+            self.tunnels.judge_again(&state);
         }
     }
 

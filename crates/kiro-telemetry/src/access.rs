@@ -58,6 +58,8 @@ pub struct AccessRecord<'a> {
     pub upstream: Option<SocketAddr>,
     /// How often it was sent.
     pub attempts: u32,
+    /// Why there was no other attempt, where the last one failed.
+    pub gave_up: Option<&'a str>,
     /// The trace.
     pub trace_id: u128,
     /// The span of this hop.
@@ -118,6 +120,9 @@ impl AccessRecord<'_> {
             out.push(b'"');
         }
         integer(out, br#","attempts":"#, u64::from(self.attempts));
+        if let Some(reason) = self.gave_up {
+            optional(out, br#","gave_up":""#, reason);
+        }
         out.extend_from_slice(br#","trace_id":""#);
         write_trace_id(out, self.trace_id);
         out.extend_from_slice(br#"","span_id":""#);
@@ -192,6 +197,9 @@ impl AccessRecord<'_> {
         if self.attempts > 1 {
             out.extend_from_slice(b" attempts=");
             json::write_integer(out, self.attempts);
+        }
+        if let Some(reason) = self.gave_up {
+            pair(out, " gave_up=", reason);
         }
         out.extend_from_slice(b" trace=");
         write_trace_id(out, self.trace_id);
@@ -292,6 +300,7 @@ mod tests {
             duration: Duration::from_micros(1_234),
             upstream: Some(([127, 0, 0, 1], 8002).into()),
             attempts: 1,
+            gave_up: None,
             trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span_id: 0x00f0_67aa_0ba9_02b7,
             sampled: true,

@@ -83,6 +83,14 @@ const MEANINGS: &[(&str, &str)] = &[
     ("app_reset", "the callee's application broke off without an answer"),
     ("app_timeout", "the callee's application did not answer in time"),
     ("app_no_upgrade", "the application answered a WebSocket handshake as if it were any request"),
+    (
+        "deadline_over",
+        "the caller had already given up: `x-kiro-deadline` or `grpc-timeout` said that no time was left",
+    ),
+    (
+        "breaker_open",
+        "the service has failed too often: it is left alone until `Retry-After`, then tried again",
+    ),
     ("tls_no_certificate", "a peer showed no certificate"),
     (
         "tls_unknown_issuer",

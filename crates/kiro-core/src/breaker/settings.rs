@@ -73,7 +73,11 @@ pub enum BreakerSettingsError {
 }
 
 impl BreakerSettings {
-    pub(super) fn check(&self) -> Result<(), BreakerSettingsError> {
+    /// Whether these settings make a breaker.
+    ///
+    /// # Errors
+    /// When one of them makes no sense.
+    pub fn check(&self) -> Result<(), BreakerSettingsError> {
         let Self { failures_percent, requests_min, open_base: base, open_max: max, trials, successes } =
             *self;
         if !(1..=100).contains(&failures_percent) {

@@ -2,6 +2,7 @@
 //!
 //! Each reader gives a value that is right, or has told what is wrong, so that the sections in `schema` only say what they want.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::problem::{Found, Path, Place, Read, Reported};
@@ -166,6 +167,29 @@ impl<'n> Spot<'n> {
         }
     }
 
+    /// Whether the value is a word, and not a list or a map.
+    pub(super) fn is_word(&self) -> bool {
+        matches!(self.node.value, Value::Word { .. })
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn number(&self, bounds: RangeInclusive<u32>, found: &mut Found) -> Read<u32> {
+        let (least, most) = (bounds.start(), bounds.end());
+        let fix = format!("write a whole number from {least} to {most}");
+        let text = self.plain("a number", &fix, found)?;
+        let parsed = digits(text).filter(|number| bounds.contains(number));
+        parsed.ok_or_else(|| self.wrong(format!("not a number from {least} to {most}"), fix, found))
+    }
+
+    /// A share in percent.
+    pub(super) fn percent(&self, found: &mut Found) -> Read<u8> {
+        const FIX: &str = "write a whole number from 1 to 100 with `%` behind it, like `50%`";
+        let text = self.word(FIX, found)?;
+        let number = text.strip_suffix('%').and_then(digits).and_then(|number| u8::try_from(number).ok());
+        let share = number.filter(|share| (1..=100).contains(share));
+        share.ok_or_else(|| self.wrong("not a share from 1% to 100%", FIX, found))
+    }
+
     /// A port.
     pub(super) fn port(&self, found: &mut Found) -> Read<u16> {
         const FIX: &str = "write a number from 1 to 65535";
@@ -259,6 +283,12 @@ impl Fields<'_> {
     pub(super) fn lacks(&self, what: &str, fix: &str, found: &mut Found) -> Reported {
         found.report(self.at, &self.path, "", what, fix)
     }
+}
+
+/// A number that is written in one way alone: no sign, and no leading zeros, which are octal to some readers.
+fn digits(text: &str) -> Option<u32> {
+    let canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| canonical)
 }
 
 /// Words for a sentence: `a`, `b`, `c`.

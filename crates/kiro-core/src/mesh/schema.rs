@@ -5,6 +5,7 @@
 mod allow;
 mod local;
 mod service;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 

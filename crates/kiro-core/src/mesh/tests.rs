@@ -1,6 +1,10 @@
 //! The mesh file, right and wrong: each test is a file and what is read from it or said of it.
 
+use std::time::Duration;
+
 use super::*;
+use crate::breaker::BreakerSettings;
+use crate::retry::{RetryPolicy, RetrySettings};
 
 /// The file of the design, without the key `retries`.
 const SAMPLE: &str = r#"
@@ -50,7 +54,8 @@ fn the_sample_is_read() {
         Ingress { port: Some(8080), tls_port: Some(8443), names: Vec::new(), trust_forwarded: false };
     assert_eq!(dashboard.ingress, Some(ingress));
     assert_eq!(dashboard.traffic.timeout, Timeout::After(Duration::from_secs(15)));
-    assert_eq!(mesh.services["profile"].traffic.timeout, Timeout::After(Duration::from_secs(2)));
+    let expected = Traffic { timeout: Timeout::After(Duration::from_secs(2)), ..Traffic::default() };
+    assert_eq!(mesh.services["profile"].traffic, expected);
     let lines: Vec<_> = mesh.allow.iter().map(|line| (line.from.clone(), line.to.as_str())).collect();
     let service = |text| Source::Service(name(text));
     let expected = [
@@ -85,6 +90,10 @@ services:
       trust_forwarded: true
     traffic:
       timeout: off
+      retries: { count: 3, methods: [POST], statuses: [503], per_try: 500ms }
+      breaker: { failures: 25%, requests: 10, open: 2s }
+      routes:
+      - { methods: [GET], paths: [/reports/**], timeout: 30s, retries: 0 }
     endpoints: ["127.0.0.1:15006", "[::1]:443"]
     metrics: open
   "db":
@@ -109,7 +118,31 @@ allow:
             names: vec!["www.example.com".to_owned(), "shop.example".to_owned()],
             trust_forwarded: true,
         }),
-        traffic: Traffic { timeout: Timeout::Off },
+        traffic: Traffic {
+            timeout: Timeout::Off,
+            retries: Some(
+                RetryPolicy::new(RetrySettings {
+                    retries: 3,
+                    methods: Some(vec![http::Method::POST]),
+                    statuses: vec![http::StatusCode::SERVICE_UNAVAILABLE],
+                    per_try_timeout: Some(Duration::from_millis(500)),
+                    ..RetrySettings::default()
+                })
+                .unwrap(),
+            ),
+            breaker: Some(BreakerSettings {
+                failures_percent: 25,
+                requests_min: 10,
+                open_base: Duration::from_secs(2),
+                ..BreakerSettings::default()
+            }),
+            routes: vec![Route {
+                methods: Some(vec!["GET".to_owned()]),
+                paths: Some(vec![PathPattern::parse("/reports/**").unwrap()]),
+                timeout: Some(Timeout::After(Duration::from_secs(30))),
+                retries: Some(RetryPolicy::undeclared()),
+            }],
+        },
         endpoints: vec!["127.0.0.1:15006".parse().unwrap(), "[::1]:443".parse().unwrap()],
         metrics: Metrics::Open,
         local_port: None,
@@ -118,7 +151,7 @@ allow:
     let db = Service {
         app: App { port: 5432, tls: AppTls::None, protocol: Protocol::Tcp, header_case: HeaderCase::Lower },
         ingress: None,
-        traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)) },
+        traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)), ..Traffic::default() },
         endpoints: Vec::new(),
         metrics: Metrics::Closed,
         local_port: Some(15432),
@@ -141,6 +174,18 @@ fn what_is_left_out_has_its_default() {
         assert_eq!(service.traffic.timeout, Timeout::After(Duration::from_secs(15)));
         assert_eq!((service.metrics, &service.ingress, service.endpoints.len()), (Metrics::Closed, &None, 0));
     }
+}
+
+#[test]
+fn a_word_alone_means_the_defaults() {
+    let mesh = parse(
+        "trust_domain: d\nservices: { a: { app: { port: 80 }, traffic: { retries: 3, breaker: on } } }",
+    )
+    .unwrap();
+    let traffic = &mesh.services["a"].traffic;
+    let retries = RetryPolicy::new(RetrySettings { retries: 3, ..RetrySettings::default() }).unwrap();
+    assert_eq!(traffic.retries, Some(retries));
+    assert_eq!(traffic.breaker, Some(BreakerSettings::default()));
 }
 
 #[test]
@@ -268,7 +313,7 @@ services:
     app: { port: 99999, tls: yes }
   auth:
     app: { port: 15001 }
-    traffic: { timeout: 0s, retries: 2 }
+    traffic: { timeout: 0s, retires: 2 }
   dashboard:
     ingress: { names: [WWW.example.com] }
 allow:
@@ -293,8 +338,8 @@ line 7, column 18: services.auth.app.port: `15001`: a port that the sidecar's ou
   fix: choose another one that is free in the pod
 line 8, column 25: services.auth.traffic.timeout: `0s`: no time at all
   fix: write a whole number with `ms`, `s` or `m` behind it, like `2s`, from 1ms to 60m; or `off`
-line 8, column 29: services.auth.traffic.retries: `retries`: an unknown key
-  fix: take it out; the keys here are `timeout`
+line 8, column 29: services.auth.traffic.retires: `retires`: an unknown key
+  fix: write `retries` if that was meant, or take the key out
 line 9, column 3: services.dashboard: the key `app` is missing
   fix: add `app: { port: 8080 }`, with the port of the application
 line 10, column 5: services.dashboard.ingress: the ingress has no port

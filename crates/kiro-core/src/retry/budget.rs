@@ -93,11 +93,22 @@ impl RetryBudget {
         if !(1..=BURST_MAX).contains(&burst) {
             return Err(BudgetSettingsError::Burst(burst));
         }
+        Ok(Self::checked(settings, now))
+    }
+
+    /// A full one with the usual settings.
+    #[must_use]
+    pub fn usual(now: Instant) -> Self {
+        Self::checked(BudgetSettings::default(), now)
+    }
+
+    fn checked(settings: BudgetSettings, now: Instant) -> Self {
+        let BudgetSettings { ratio_percent, floor_per_second, burst } = settings;
         // A retry's worth is rounded up and a deposit down, so that rounding never adds a retry.
-        let retry_nanos = i64::from(1_000_000_000_u32.div_ceil(floor_per_second));
+        let retry_nanos = i64::from(1_000_000_000_u32.div_ceil(floor_per_second.max(1)));
         let deposit_nanos = retry_nanos * i64::from(ratio_percent) / 100;
         let burst_nanos = retry_nanos * i64::from(burst);
-        Ok(Self {
+        Self {
             settings,
             base: now,
             retry_nanos,
@@ -105,7 +116,7 @@ impl RetryBudget {
             burst_nanos,
             empty_at: AtomicI64::new(-burst_nanos),
             throttle_tokens: AtomicU32::new(THROTTLE_TOKENS_MAX),
-        })
+        }
     }
 
     /// A request begins: call it once for each, before its first attempt.

@@ -1,5 +1,6 @@
 //! What did the mesh file declare about an edge's retries?
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -122,6 +123,13 @@ impl RetryPolicy {
     #[must_use]
     pub fn undeclared() -> Self {
         Self { settings: RetrySettings { statuses: Vec::new(), ..RetrySettings::default() }, declared: false }
+    }
+
+    /// The same, once for all.
+    #[must_use]
+    pub fn none() -> &'static Self {
+        static NONE: LazyLock<RetryPolicy> = LazyLock::new(RetryPolicy::undeclared);
+        &NONE
     }
 
     /// Whether the mesh file declared it.

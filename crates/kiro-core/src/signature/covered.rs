@@ -25,9 +25,10 @@ impl<'h> Covered<'h> {
     /// The components of a head, or why it can't be signed.
     pub(super) fn by_head(head: &Head<'h>, headers: &'h HeaderMap) -> Result<Self, &'static str> {
         let [method, authority, path, query] = derived(head)?;
-        let [host, body, upgrade, interim] = own_fields(headers)?;
+        let [host, body, upgrade, interim, deadline] = own_fields(headers)?;
         let digest = field(headers, &CONTENT_DIGEST)?;
-        Ok(Self { lines: [method, authority, path, query, host, body, upgrade, interim, digest], headers })
+        let lines = [method, authority, path, query, host, body, upgrade, interim, deadline, digest];
+        Ok(Self { lines, headers })
     }
 
     pub(super) fn lines(&self) -> impl Iterator<Item = &Line<'h>> + Clone {
@@ -36,7 +37,8 @@ impl<'h> Covered<'h> {
 
     /// What the covered fields say about the body.
     pub(super) fn body(&self) -> Result<BodyProof, &'static str> {
-        let [_method, _authority, _path, _query, _host, body, _upgrade, _interim, digest] = &self.lines;
+        let [_method, _authority, _path, _query, _host, body, _upgrade, _interim, _deadline, digest] =
+            &self.lines;
         match body {
             Some(Line { value: Value::Text(text), .. }) if *text == BODY_STREAM.as_bytes() => {
                 Ok(BodyProof::Trailers)

@@ -16,13 +16,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kiro_core::identity::ServiceName;
 use kiro_local::{LocalMesh, MeshOptions};
-use kiro_proxy::{Addresses, Listen, LocalHost, MeshSource};
+use kiro_proxy::{Addresses, Listen, LocalHost, MeshSource, Sidecar};
 use kiro_telemetry::log::{EventLayer, Format, LogSink};
 use kiro_telemetry::trace::Tracing;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -68,6 +68,8 @@ pub(crate) struct World {
     spec: Spec,
     directory: TempDir,
     apps: Vec<JoinHandle<()>>,
+    /// Sidecars beside the first one of their service, by name and host.
+    pub(crate) replicas: BTreeMap<(&'static str, u8), Sidecar>,
 }
 
 /// Ports that were free a moment ago. None is given twice in this process, since tests run in parallel and some ports of a mesh
@@ -95,6 +97,11 @@ fn at(port: u16) -> SocketAddr {
     SocketAddr::new(LOOPBACK, port)
 }
 
+/// A port of another address of loopback.
+pub(crate) fn on(host: u8, port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, host], port))
+}
+
 impl World {
     /// Starts a sidecar for each service.
     pub(crate) async fn start(spec: Spec) -> Self {
@@ -119,7 +126,6 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("mesh.yaml"), mesh_text(&spec, spec.allow, &ports)).unwrap();
         let logs = Logs::default();
-        let sink = LogSink::new(logs.clone(), Format::Json, None).unwrap();
         let places = ports
             .iter()
             .map(|(name, ports)| {
@@ -134,19 +140,28 @@ impl World {
                 (ServiceName::parse(name).unwrap(), listen)
             })
             .collect();
-        let mesh = LocalMesh::start(MeshOptions {
-            mesh: MeshSource::Directory(directory.path().to_owned()),
-            identities: Some(directory.path().join("certs")),
-            places,
-            log: sink,
-            log_format: Format::Json,
-            tracing: &|_| tracing.clone(),
-            workers,
-            drain_timeout: Duration::from_secs(2),
-        })
-        .await
-        .unwrap();
-        Self { mesh, ports, logs, spec, directory, apps: Vec::new() }
+        let same = |_: &ServiceName| tracing.clone();
+        let options = options(&directory, &logs, places, &same, workers);
+        let mesh = LocalMesh::start(options).await.unwrap();
+        Self { mesh, ports, logs, spec, directory, apps: Vec::new(), replicas: BTreeMap::new() }
+    }
+
+    /// Starts another sidecar of a service, on another address of loopback: 127.0.0.`host`, with the ports of the first one. Its
+    /// application is [`World::app_on`] that host.
+    pub(crate) async fn replica(&mut self, service: &'static str, host: u8) {
+        let listen = Listen {
+            outbound: on(host, 0),
+            inbound: on(host, self.ports[service].inbound),
+            ingress: on(host, 0).ip(),
+            local: LocalHost::with_free_ports(),
+            admin: on(host, 0),
+            health: on(host, 0),
+        };
+        let off = |_: &ServiceName| Tracing::off();
+        let options = options(&self.directory, &self.logs, BTreeMap::new(), &off, 1);
+        let name = ServiceName::parse(service).unwrap();
+        let sidecar = self.mesh.replica(&name, listen, on(host, 0).ip(), &options).await.unwrap();
+        self.replicas.insert((service, host), sidecar);
     }
 
     /// Renews a sidecar's leaf, as `kiro certs` does.
@@ -197,8 +212,17 @@ impl World {
         F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
         R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let listener = TcpListener::bind(at(self.ports[service].app)).await.unwrap();
-        self.apps.push(tokio::spawn(async move {
+        let _ = self.app_on(1, service, handler).await;
+    }
+
+    /// The same, behind the sidecar at 127.0.0.`host`; the handle ends it.
+    pub(crate) async fn app_on<F, R>(&mut self, host: u8, service: &str, handler: F) -> AbortHandle
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(on(host, self.ports[service].app)).await.unwrap();
+        let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let handler = handler.clone();
@@ -214,7 +238,10 @@ impl World {
                         .await;
                 });
             }
-        }));
+        });
+        let handle = task.abort_handle();
+        self.apps.push(task);
+        handle
     }
 
     /// Puts an application behind a sidecar that records each request's bytes and answers 200.
@@ -270,11 +297,34 @@ impl World {
 
     /// Ends the mesh.
     pub(crate) async fn stop(self) -> bool {
-        let clean = self.mesh.stop().await;
+        let mut clean = self.mesh.stop().await;
+        for replica in self.replicas.into_values() {
+            clean &= replica.stop().await;
+        }
         for app in self.apps {
             app.abort();
         }
         clean
+    }
+}
+
+/// What a mesh is started with, but for where its sidecars listen.
+fn options<'a>(
+    directory: &TempDir,
+    logs: &Logs,
+    places: BTreeMap<ServiceName, Listen>,
+    tracing: &'a dyn Fn(&ServiceName) -> Tracing,
+    workers: usize,
+) -> MeshOptions<'a> {
+    MeshOptions {
+        mesh: MeshSource::Directory(directory.path().to_owned()),
+        identities: Some(directory.path().join("certs")),
+        places,
+        log: LogSink::new(logs.clone(), Format::Json, None).unwrap(),
+        log_format: Format::Json,
+        tracing,
+        workers,
+        drain_timeout: Duration::from_secs(2),
     }
 }
 
@@ -290,6 +340,7 @@ fn mesh_text(spec: &Spec, allow: &str, ports: &BTreeMap<&'static str, Ports>) ->
             let entry = entry
                 .replace("{dns}", "")
                 .replace("{port}", &ports.app.to_string())
+                .replace("{inbound}", &ports.inbound.to_string())
                 .replace("{ingress}", &ports.ingress.to_string())
                 .replace("{ingress_tls}", &ports.ingress_tls.to_string());
             format!("  {name}: {{ {entry}{endpoints} }}\n")

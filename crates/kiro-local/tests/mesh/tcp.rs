@@ -465,7 +465,7 @@ async fn a_sidecar_that_is_down_is_a_reset_and_a_line_and_another_one_is_tried()
     let world = World::start(spec).await;
     assert!(meets_reset(world.local("caller", "db")).await);
     let line = line_of(&world, 0, "caller", "outbound").await;
-    assert_eq!((&line["reject"], &line["attempts"]), (&"upstream_connect".into(), &2.into()), "{line}");
+    assert_eq!((&line["reject"], &line["attempts"]), (&"upstream_connect".into(), &3.into()), "{line}");
 
     let text = std::fs::read_to_string(world.mesh_file()).unwrap();
     let inbound = world.addresses("db").inbound.to_string();

@@ -292,9 +292,13 @@ async fn a_peer_s_refusal_stands_on_the_spans_of_both_ends() {
     let fields = format!("traceparent: 00-{TRACE}-{SPAN}-01\r\n");
     // Nobody has put an application there.
     assert_eq!(call(&world, get("/a", &fields)).await, (502, Some("app_connect".to_owned())));
-    for span in kept.trace(TRACE, 2).await {
-        assert!(matches!(span.status, Status::Error { .. }), "{span:#?}");
-        check_attributes(&span, &[("kiro.reject", Some("app_connect")), ("error.type", Some("app_connect"))]);
+    // Three attempts, of which the caller's first two say that there was another.
+    let spans = kept.trace(TRACE, 6).await;
+    assert!(spans.iter().all(|span| matches!(span.status, Status::Error { .. })), "{spans:#?}");
+    let is_retried = |span: &&SpanData| attribute(span, "error.type").as_deref() == Some("retried");
+    assert_eq!(spans.iter().filter(is_retried).count(), 2, "{spans:#?}");
+    for span in spans.iter().filter(|span| !is_retried(span)) {
+        check_attributes(span, &[("kiro.reject", Some("app_connect")), ("error.type", Some("app_connect"))]);
     }
     assert!(world.stop().await);
 }

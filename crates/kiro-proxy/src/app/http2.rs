@@ -136,7 +136,7 @@ where
     };
     connect::http2(stream, parts, ended)
         .await
-        .map_err(|refused| Refused { reject: Reject::AppReset, cause: refused.cause })
+        .map_err(|refused| Refused { reject: Reject::AppReset, ..refused })
 }
 
 /// An answer of the application, and the stream that it comes on.

@@ -63,6 +63,20 @@ catalogue! {
         "HTTP connections to the application that are open, idle ones included";
     APP_OPENED = Counter "kiro_app_connections_opened" []
         "HTTP connections to the application that were opened";
+    REPLICAS = Gauge "kiro_replicas" ["to", "state"]
+        "Replicas of the services that were called, by how they do";
+    EJECTIONS = Counter "kiro_replica_ejections" ["to"]
+        "How often a replica that is there now was left out, for failures or since it could not be reached";
+    RETRIES = Counter "kiro_retries" ["to", "outcome"]
+        "Attempts that failed, by whether they were made again, or why not";
+    RETRY_BUDGET = Gauge "kiro_retry_budget" ["to"]
+        "Retries that a service may cost at the moment";
+    BREAKER = Gauge "kiro_breaker" ["to", "state"]
+        "1 for the state that a service's breaker is in; only where one is declared";
+    BREAKER_OPENED = Counter "kiro_breaker_opened" ["to"]
+        "How often a service's breaker opened";
+    NAME_AGE = Gauge "kiro_name_age_seconds" ["to"]
+        "How long ago DNS confirmed where a service is; it grows while DNS gives no answer";
     HANDSHAKES = Counter "kiro_tls_handshakes" ["direction", "outcome"]
         "TLS handshakes that ended, by leg and outcome";
     HANDSHAKES_IN_PROGRESS = Gauge "kiro_tls_handshakes_in_progress" ["direction"]
@@ -95,7 +109,9 @@ catalogue! {
 mod tests {
     use crate::abuse::Reason;
     use crate::admission::{Admission, Limit, Listener};
+    use crate::edge::RETRY_OUTCOMES;
 
+    use super::super::calls::BREAKER_STATES;
     use super::super::{HANDSHAKE_OUTCOMES, Leg, METHODS, STATUSES};
     use super::*;
 
@@ -124,7 +140,16 @@ mod tests {
                 list(&Leg::ALL.map(Leg::as_str))
             ),
             "listener" => list(&Listener::ALL.map(Listener::as_str)),
-            "outcome" => list(HANDSHAKE_OUTCOMES),
+            "outcome" => format!(
+                "of a handshake: {}; of an attempt that failed: {}",
+                list(HANDSHAKE_OUTCOMES),
+                list(&RETRY_OUTCOMES)
+            ),
+            "state" => format!(
+                "of a replica: {}; of a breaker: {}",
+                list(&kiro_core::balance::State::ALL.map(kiro_core::balance::State::as_str)),
+                list(&BREAKER_STATES.map(kiro_core::breaker::BreakerState::word))
+            ),
             "reason" => "see below".to_owned(),
             "limit" => "see below".to_owned(),
             other => panic!("label {other} is not documented"),

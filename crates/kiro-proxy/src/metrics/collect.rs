@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::calls;
 use super::catalogue::{self as names, Entry};
 use super::{Counts, EdgeMetrics, HANDSHAKE_OUTCOMES, Leg, METHODS, STATUSES, Shard};
 use crate::abuse::Reason;
@@ -38,21 +39,24 @@ impl fmt::Debug for Everything {
     }
 }
 
-type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 /// One metric, as it is written.
-struct Family<'a>(MetricEncoder<'a>);
+pub(super) struct Family<'a>(MetricEncoder<'a>);
 
 impl<'a> Family<'a> {
-    fn begin<'e: 'a>(encoder: &'a mut DescriptorEncoder<'e>, entry: &Entry) -> Result<Self, fmt::Error> {
+    pub(super) fn begin<'e: 'a>(
+        encoder: &'a mut DescriptorEncoder<'e>,
+        entry: &Entry,
+    ) -> Result<Self, fmt::Error> {
         encoder.encode_descriptor(entry.name, entry.help, None, entry.kind).map(Self)
     }
 
-    fn counter<const N: usize>(&mut self, labels: &Labels<'_, N>, value: u64) -> fmt::Result {
+    pub(super) fn counter<const N: usize>(&mut self, labels: &Labels<'_, N>, value: u64) -> fmt::Result {
         ConstCounter::new(value).encode(self.0.encode_family(labels)?)
     }
 
-    fn gauge<const N: usize>(&mut self, labels: &Labels<'_, N>, value: i64) -> fmt::Result {
+    pub(super) fn gauge<const N: usize>(&mut self, labels: &Labels<'_, N>, value: i64) -> fmt::Result {
         ConstGauge::new(value).encode(self.0.encode_family(labels)?)
     }
 }
@@ -75,6 +79,7 @@ impl Collector for Everything {
         one_counter(encoder, &names::TRAILERS_DROPPED, self.counts.trailers_dropped.get())?;
         listeners(&self.counts, encoder)?;
         dialled(&self.counts, encoder)?;
+        calls::encode(&self.counts.calls.all(), encoder)?;
         handshakes(&self.counts, encoder)?;
         abuse(&self.counts, encoder)?;
         bounds(&self.counts, encoder)?;
@@ -235,7 +240,7 @@ mod tests {
 
     fn metrics() -> Arc<Metrics> {
         let log = LogSink::new(std::io::sink(), Format::Json, None).unwrap();
-        Metrics::new(log, Tracing::off(), 2, Admission::shared(1 << 20, 2, 4))
+        Metrics::new(log, Tracing::off(), 2, Admission::shared(1 << 20, 2, 4), Arc::default())
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn destination<'d>(
     }
 }
 
-fn method(spot: Spot<'_>, found: &mut Found) -> Read<String> {
+pub(super) fn method(spot: Spot<'_>, found: &mut Found) -> Read<String> {
     let text = spot.word("write a method, like `GET`", found)?;
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.is_empty() || !text.bytes().all(token) {
@@ -96,7 +96,7 @@ fn method(spot: Spot<'_>, found: &mut Found) -> Read<String> {
     Ok(text.to_owned())
 }
 
-fn pattern(spot: Spot<'_>, found: &mut Found) -> Read<PathPattern> {
+pub(super) fn pattern(spot: Spot<'_>, found: &mut Found) -> Read<PathPattern> {
     let text = spot.word("write a path pattern, like `\"/profiles/*\"`", found)?;
     PathPattern::parse(text).map_err(|error| spot.wrong("not a path pattern", error.to_string(), found))
 }

@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 
 use super::super::problem::{Found, Read};
 use super::super::read::{Fields, Spot};
-use super::super::{
-    App, AppTls, HeaderCase, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service, Timeout, Traffic,
-};
+use super::super::{App, AppTls, HeaderCase, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service};
+use super::traffic::traffic;
 use super::{DeclaredService, local};
 use crate::authority;
 
@@ -35,7 +34,7 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
         }
         ingress(&spot, found)
     });
-    let traffic = fields.optional("traffic", found, traffic);
+    let traffic = fields.optional("traffic", found, |spot, found| traffic(&spot, tcp, found));
     let endpoints = fields.optional("endpoints", found, |spot, found| {
         let fix = "write a list like `[\"127.0.0.1:15006\"]`, or leave `endpoints` out to resolve the service's name";
         spot.filled_list(fix, found, endpoint)
@@ -125,14 +124,6 @@ fn dns_name(spot: Spot<'_>, found: &mut Found) -> Read<String> {
         Ok(name) => Err(spot.wrong("not a bare DNS name", format!("write `{name}`"), found)),
         Err(_) => Err(spot.wrong("not a DNS name", FIX, found)),
     }
-}
-
-fn traffic(spot: Spot<'_>, found: &mut Found) -> Read<Traffic> {
-    let fields = spot.fields(&["timeout"], "write it like `traffic: { timeout: 2s }`", found)?;
-    let timeout = fields.optional("timeout", found, |spot, found| {
-        Ok(spot.duration(found)?.map_or(Timeout::Off, Timeout::After))
-    });
-    Ok(Traffic { timeout: timeout?.unwrap_or_default() })
 }
 
 fn endpoint(spot: Spot<'_>, found: &mut Found) -> Read<SocketAddr> {
