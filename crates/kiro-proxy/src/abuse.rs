@@ -1,9 +1,10 @@
-//! Which client is cut off for what it does to its connection, and who learns of it?
+//! Which client is cut off for what it does to its connection, or which callee, and who learns of it?
 //!
-//! A connection that is abused ends, with one line that names the client and a count by reason. Lines that strangers can cause are
+//! A connection that is abused ends, with one line that names who is at its other end and a count by reason. Lines that strangers can cause are
 //! bounded by rate ([`kiro_core::quota`]); counts are exact.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 
-use kiro_core::identity::SpiffeId;
+use kiro_core::identity::{ServiceName, SpiffeId};
 
 use crate::admission::Limit;
 use crate::exchange::{Direction, Via};
 use crate::frames::{Seen, Unread};
+use crate::metrics::OpenConnection;
 use crate::reject::Reject;
 use crate::worker::Worker;
 
@@ -30,7 +32,7 @@ pub(crate) enum Reason {
     ContinuationFlood,
     /// Header fields far beyond the limit, or an HPACK bomb.
     HeaderBomb,
-    /// Frames that carry nothing: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown and empty ones.
+    /// Frames that carry nothing: PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown and empty ones, and interim answers.
     ControlFlood,
     /// DATA in tiny or empty pieces.
     TinyData,
@@ -84,7 +86,7 @@ impl Reason {
             }
             Reason::HeaderBomb => "sent header fields far beyond the limit, or an HPACK bomb",
             Reason::ControlFlood => {
-                "sent PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown or empty frames far beyond what its requests need"
+                "sent PING, SETTINGS, WINDOW_UPDATE, PRIORITY, unknown or empty frames, or interim answers, far beyond what its requests and answers need"
             }
             Reason::TinyData => "sent bodies in tiny or empty pieces faster than they could be passed on",
             Reason::Protocol => "broke the rules of HTTP/2",
@@ -110,6 +112,28 @@ pub(crate) fn report(worker: &Worker, via: &Via, reason: Reason) {
         target: "kiro::abuse", service = %state.me, listener = listener.as_str(), caller = via.caller(),
         caller_proof = via.caller_proof, identity, remote = %via.place.remote, reason = reason.as_str(),
         suppressed = (suppressed > 0).then_some(suppressed), "connection cut: its client abuses it"
+    );
+}
+
+/// Who answers on a connection that this sidecar opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Callee {
+    /// The service that this sidecar is of.
+    pub(crate) service: ServiceName,
+    /// Who has proven himself there; absent for the application.
+    pub(crate) id: Option<SpiffeId>,
+    /// Where the connection leads.
+    pub(crate) address: SocketAddr,
+}
+
+/// Counts a connection of this sidecar's own that was cut, and names who answers on it in the log.
+pub(crate) fn report_callee(open: &OpenConnection, callee: &Callee, reason: Reason) {
+    let Some(suppressed) = open.abused(reason) else { return };
+    let identity = callee.id.as_ref().map(SpiffeId::to_string);
+    tracing::warn!(
+        target: "kiro::abuse", service = %callee.service, identity, remote = %callee.address,
+        reason = reason.as_str(), suppressed = (suppressed > 0).then_some(suppressed),
+        "connection cut: who answers on it abuses it"
     );
 }
 

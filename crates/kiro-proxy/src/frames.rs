@@ -2,9 +2,9 @@
 //!
 //! h2 bounds what a client can make it hold, and ends a connection that goes too far; why, stands in the GOAWAY that it sends and
 //! nowhere else. What costs work and holds nothing (PING, SETTINGS, WINDOW_UPDATE, resets of streams that were served) it does not
-//! bound. A [`FrameTap`] reads the head of each frame in both directions: it counts such frames against an allowance that grows
-//! with what they are needed for, and keeps the reason with which the library ends a connection. It also sees the requests that
-//! the library answers by itself.
+//! bound, nor does it bound interim answers at the client's end. A [`FrameTap`] reads the head of each frame in both directions: it
+//! counts such frames against an allowance that grows with what they are needed for, and keeps the reason with which the library ends
+//! a connection. Where this sidecar is the server, it also sees the requests that the library answers by itself.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::abuse::Reason;
-use crate::limits::{FrameAllowance, STREAMS_A_TURN};
+use crate::limits::{self, FrameAllowance, STREAMS_A_TURN};
 
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
@@ -156,6 +156,7 @@ impl Allowance {
 /// What the tap tells whoever serves the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
+    /// Requests whose heads have come; where this side is the client, heads of answers.
     opened: Cell<u64>,
     served: Cell<u64>,
     refused: Cell<u64>,
@@ -238,22 +239,40 @@ struct Watch {
     answered: u32,
     control: Allowance,
     resets: Allowance,
+    /// Heads of answers, their interim ones, and trailers, where this side is the client.
+    answers: Option<Allowance>,
 }
 
 impl<S> FrameTap<S> {
     /// Taps a server's stream before its preface is read.
     pub(crate) fn new(inner: S, allowance: &FrameAllowance) -> (Self, Rc<Seen>) {
+        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None)
+    }
+
+    /// Taps a client's stream before its preface is written.
+    pub(crate) fn client(inner: S, allowance: &FrameAllowance) -> (Self, Rc<Seen>) {
+        let answers = Allowance::new(limits::ANSWER_HEADS);
+        Self::tap(inner, allowance, (0, PREFACE_BYTES), Some(answers))
+    }
+
+    fn tap(
+        inner: S,
+        allowance: &FrameAllowance,
+        (skip_in, skip_out): (usize, usize),
+        answers: Option<Allowance>,
+    ) -> (Self, Rc<Seen>) {
         let seen = Rc::new(Seen::default());
         let watch = Watch {
             seen: Rc::clone(&seen),
-            incoming: Walker::new(PREFACE_BYTES),
-            outgoing: Walker::new(0),
+            incoming: Walker::new(skip_in),
+            outgoing: Walker::new(skip_out),
             last_stream: 0,
             head_goes_on: false,
             opening: false,
             answered: 0,
             control: Allowance::new(allowance.control),
             resets: Allowance::new(allowance.resets),
+            answers,
         };
         (Self { inner, watch, turn: 0 }, seen)
     }
@@ -262,6 +281,10 @@ impl<S> FrameTap<S> {
 /// Control frames that a request, an answer or a piece of either may need: PRIORITY, PING, and WINDOW_UPDATE of stream and
 /// connection.
 const CONTROL_PER_FRAME: u32 = 4;
+
+/// So many bytes of a piece that is sent may each be worth a WINDOW_UPDATE of stream or connection: some libraries send both after
+/// each read of their application, which may read little at a time.
+const BYTES_PER_UPDATE: usize = 256;
 
 /// Below this, a piece of a header block that goes on is no more than an empty one.
 const CONTINUATION_BYTES: usize = 64;
@@ -288,6 +311,11 @@ impl Watch {
 
     fn came(&mut self, head: Head) -> Result<(), Reason> {
         let in_order = match head.kind {
+            HEADERS if let Some(answers) = &mut self.answers => {
+                // Others get their turn as they do among requests.
+                self.seen.opened.set(self.seen.opened.get() + 1);
+                answers.take()
+            }
             HEADERS => {
                 if head.stream > self.last_stream {
                     self.last_stream = head.stream;
@@ -331,15 +359,30 @@ impl Watch {
             }
             let Some(head) = self.outgoing.head(&mut bytes) else { return };
             match head.kind {
-                DATA | HEADERS => {
-                    self.control.give(CONTROL_PER_FRAME);
-                    if head.kind == HEADERS && head.flags & END_STREAM != 0 {
-                        self.answered = head.stream;
-                    }
+                DATA => {
+                    let updates = u32::try_from(head.length / BYTES_PER_UPDATE).unwrap_or(u32::MAX);
+                    self.control.give(updates.saturating_add(CONTROL_PER_FRAME));
                 }
+                HEADERS => self.head_went(head),
                 RST_STREAM | GOAWAY => self.outgoing.keep(head),
                 _ => {}
             }
+        }
+    }
+
+    /// A head or trailers went out.
+    fn head_went(&mut self, head: Head) {
+        self.control.give(CONTROL_PER_FRAME);
+        if head.flags & END_STREAM != 0 {
+            self.answered = head.stream;
+        }
+        if let Some(answers) = &mut self.answers
+            && head.stream > self.last_stream
+        {
+            self.last_stream = head.stream;
+            answers.give(limits::HEADS_PER_ANSWER);
+            // Any request may be refused, and any answer broken off.
+            self.resets.give(1);
         }
     }
 
@@ -543,6 +586,67 @@ mod tests {
                 updates.extend(frame(8, 0, stream, &[0; 4]));
                 read(&mut tap, &updates, 4096).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn what_is_sent_may_be_acknowledged_in_pieces_that_are_small() {
+        let (mut tap, _) = tap();
+        for _ in 0..100 {
+            tap.watch.written(&frame(DATA, 0, 1, &[0; 16_384]));
+            // A reader of 4 KiB at a time, with an update of stream and connection each.
+            for _ in 0..8 {
+                read(&mut tap, &frame(8, 0, 1, &[0; 4]), 4096).unwrap();
+            }
+        }
+    }
+
+    fn client() -> FrameTap<()> {
+        let (mut tap, _) = FrameTap::client((), &SMALL);
+        tap.watch.written(&[0; PREFACE_BYTES]);
+        tap
+    }
+
+    #[test]
+    fn answers_have_as_many_heads_as_they_may() {
+        let mut tap = client();
+        let most = limits::ANSWER_HEADS.0;
+        let interim = frame(HEADERS, END_HEADERS, 1, b"103");
+        for round in 0..10 {
+            for stream in 0..limits::STREAMS_PER_CONNECTION {
+                let stream = (round * limits::STREAMS_PER_CONNECTION + stream) * 2 + 1;
+                tap.watch.written(&frame(HEADERS, END_HEADERS | END_STREAM, stream, b"GET"));
+            }
+            for _ in 0..most {
+                read(&mut tap, &interim, 4096).unwrap();
+            }
+        }
+        // A few more come with the time that this takes.
+        let more = (0..most).map(|_| read(&mut tap, &interim, 4096)).find(Result::is_err);
+        assert_eq!(more, Some(Err(Reason::ControlFlood)));
+    }
+
+    #[test]
+    fn every_request_may_be_refused() {
+        let mut tap = client();
+        for stream in (1..201).step_by(2) {
+            tap.watch.written(&frame(HEADERS, END_HEADERS | END_STREAM, stream, b"GET"));
+            read(&mut tap, &frame(RST_STREAM, 0, stream, &[0; 4]), 4096).unwrap();
+        }
+        for _ in 0..2 {
+            read(&mut tap, &frame(RST_STREAM, 0, 199, &[0; 4]), 4096).unwrap();
+        }
+        assert_eq!(read(&mut tap, &frame(RST_STREAM, 0, 199, &[0; 4]), 4096), Err(Reason::RapidReset));
+    }
+
+    #[test]
+    fn what_a_callee_sends_beside_answers_is_counted() {
+        for kind in [2, 4, 6, 7, 8, 200] {
+            let mut tap = client();
+            for _ in 0..10 {
+                read(&mut tap, &frame(kind, 0, 0, &[0; 8]), 5).unwrap();
+            }
+            assert_eq!(read(&mut tap, &frame(kind, 0, 0, &[0; 8]), 5), Err(Reason::ControlFlood));
         }
     }
 

@@ -105,6 +105,13 @@ pub(crate) const CLIENT_STREAMS: u32 = 256;
 /// Interim answers (1xx) to one request that are passed on. An application needs one or two.
 pub(crate) const INTERIM_ANSWERS: usize = 16;
 
+/// Heads that one answer may come with: its interim ones, its own, and trailers. A sidecar passes no more on.
+pub(crate) const HEADS_PER_ANSWER: u32 = INTERIM_ANSWERS as u32 + 2;
+
+/// Heads of answers that a connection may bring: at once, where every stream that there can be gets all that it may, and a second.
+/// What requests make of them comes on top.
+pub(crate) const ANSWER_HEADS: (u32, u32) = (HEADS_PER_ANSWER * STREAMS_PER_CONNECTION, 1000);
+
 /// How long a body waits for leave to be sent (`Expect: 100-continue`) before it is sent all the same. curl's own patience.
 pub(crate) const CONTINUE: Duration = Duration::from_secs(1);
 
@@ -127,8 +134,8 @@ pub(crate) struct FrameAllowance {
 pub(crate) const CLIENT_FRAMES: FrameAllowance =
     FrameAllowance { control: (1000, 50), resets: (2 * CLIENT_STREAMS, 100) };
 
-/// What another sidecar may do. One connection carries what all of its clients do, so those who hang up in a crowd must not cost the
-/// others their connection.
+/// What another sidecar may do, whichever of the two opened the connection, and what an application that speaks HTTP/2 may. One
+/// connection carries what all of an edge's clients do, so those who hang up in a crowd must not cost the others their connection.
 pub(crate) const PEER_FRAMES: FrameAllowance =
     FrameAllowance { control: (10_000, 1000), resets: (8 * STREAMS_PER_CONNECTION, 2000) };
 

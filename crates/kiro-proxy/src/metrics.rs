@@ -11,7 +11,7 @@ mod collect;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiro_core::quota::LineQuota;
 use kiro_telemetry::log::LogSink;
@@ -222,7 +222,7 @@ impl Default for Connections {
 }
 
 /// Connections that this sidecar opens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Dialled {
     /// Opened so far.
     pub(crate) opened: Counter,
@@ -230,6 +230,22 @@ pub(crate) struct Dialled {
     pub(crate) closed: Counter,
     /// Could not be opened.
     pub(crate) failed: Counter,
+    /// Cut off, by [`Reason`].
+    abuse: [Counter; Reason::ALL.len()],
+    /// Bounds the log lines that those who answer can cause.
+    lines: LineQuota,
+}
+
+impl Default for Dialled {
+    fn default() -> Self {
+        Self {
+            opened: Counter::default(),
+            closed: Counter::default(),
+            failed: Counter::default(),
+            abuse: Default::default(),
+            lines: LineQuota::new(limits::STRANGER_LINES, limits::STRANGER_LINES_PER_SECOND),
+        }
+    }
 }
 
 /// A dialled connection, which counts as open until this is dropped.
@@ -252,6 +268,15 @@ impl OpenConnection {
     /// Where it is counted.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Counts that it was cut. Where there is to be a line of it, how many were not written before.
+    pub(crate) fn abused(&self, reason: Reason) -> Option<u64> {
+        let dialled = (self.of)(&self.metrics);
+        if let Some(count) = dialled.abuse.get(reason as usize) {
+            count.inc();
+        }
+        dialled.lines.take(Instant::now())
     }
 
     fn new(metrics: &Arc<Metrics>, of: fn(&Metrics) -> &Dialled) -> Self {

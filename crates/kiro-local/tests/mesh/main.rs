@@ -17,6 +17,7 @@ mod support;
 mod abuse;
 mod admin;
 mod bodies;
+mod callee_floods;
 mod corpus;
 mod deadlines;
 mod failures;

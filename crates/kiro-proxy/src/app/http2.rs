@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use super::http1::Sending;
 use super::{Broken, Wire, address, answer_fits, within};
+use crate::abuse::Callee;
 use crate::body::AppBody;
 use crate::exchange::Progress;
 use crate::headers;
@@ -106,7 +107,7 @@ impl AppConnections {
         let stream = super::tcp(worker, state).await?;
         let (address, ends) = (address(worker, state), super::ends(&stream));
         let parts = Http2 {
-            address,
+            callee: Callee { service: state.me.clone(), id: None, address },
             signer: None,
             refusal: Refusal::default(),
             freed: Rc::clone(&self.freed),

@@ -83,6 +83,8 @@ catalogue! {
         "TLS handshakes with clients that are under way";
     ABUSE = Counter "kiro_abuse" ["listener", "reason"]
         "Connections cut because their client abused them";
+    ABUSE_BY_CALLEE = Counter "kiro_abuse_by_callee" ["direction", "reason"]
+        "Connections of this sidecar's own cut because the other sidecar, or the application, abused them";
     LIMIT = Gauge "kiro_limit" ["limit"]
         "Bounds that somebody can run into";
     LIMIT_HITS = Counter "kiro_limit_hits" ["limit"]
@@ -185,7 +187,7 @@ mod tests {
             };
             text.push_str(&format!("| `{}` | {bound} | {} |\n", limit.as_str(), limit.meaning()));
         }
-        text.push_str("\n## Abuse\n\nA client that does one of these is cut off; `kiro_abuse_total` counts it, and one line of the log names it.\n\n| reason | what the client did |\n|---|---|\n");
+        text.push_str("\n## Abuse\n\nA client that does one of these is cut off; `kiro_abuse_total` counts it, and one line of the log names it. So is a sidecar that answers, or an application that speaks HTTP/2, which `kiro_abuse_by_callee_total` counts.\n\n| reason | what the client did |\n|---|---|\n");
         for reason in Reason::ALL {
             text.push_str(&format!("| `{}` | {} |\n", reason.as_str(), reason.meaning()));
         }

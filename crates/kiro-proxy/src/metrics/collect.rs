@@ -82,6 +82,7 @@ impl Collector for Everything {
         calls::encode(&self.counts.calls.all(), encoder)?;
         handshakes(&self.counts, encoder)?;
         abuse(&self.counts, encoder)?;
+        abuse_by_callee(&self.counts, encoder)?;
         bounds(&self.counts, encoder)?;
         let expiry = self.counts.certificate_expiry_unix_s.load(Ordering::Relaxed);
         one_gauge(encoder, &names::CERTIFICATE_EXPIRY, expiry)?;
@@ -89,8 +90,9 @@ impl Collector for Everything {
         one_gauge(encoder, &names::LOCAL_PORTS_FAILED, local_ports)?;
         one_gauge(encoder, &names::OPEN_FDS, open_descriptors())?;
         one_counter(encoder, &names::LOG_LINES_LOST, self.log.lost())?;
-        let suppressed = self.counts.listeners.iter().map(|listener| listener.lines.suppressed()).sum();
-        one_counter(encoder, &names::LOG_LINES_SUPPRESSED, suppressed)?;
+        let strangers = self.counts.listeners.iter().map(|listener| listener.lines.suppressed());
+        let callees = [&self.counts.upstream, &self.counts.app].map(|dialled| dialled.lines.suppressed());
+        one_counter(encoder, &names::LOG_LINES_SUPPRESSED, strangers.chain(callees).sum())?;
         let spans = self.tracing.counts();
         one_counter(encoder, &names::SPANS_RECORDED, spans.recorded)?;
         one_counter(encoder, &names::SPANS_EXPORTED, spans.exported)?;
@@ -211,6 +213,18 @@ fn abuse(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     Ok(())
 }
 
+fn abuse_by_callee(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let mut family = Family::begin(encoder, &names::ABUSE_BY_CALLEE)?;
+    for (leg, dialled) in [(Leg::Peer, &counts.upstream), (Leg::App, &counts.app)] {
+        for (reason, count) in
+            Reason::ALL.into_iter().zip(&dialled.abuse).filter(|(_, count)| count.get() > 0)
+        {
+            family.counter(&[("direction", leg.as_str()), ("reason", reason.as_str())], count.get())?;
+        }
+    }
+    Ok(())
+}
+
 fn bounds(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let mut family = Family::begin(encoder, &names::LIMIT)?;
     for limit in Limit::ALL {
@@ -301,6 +315,7 @@ mod tests {
         metrics.handshake_ended(Leg::Peer, "ok");
         metrics.handshake_ended(Leg::Inbound, "no such code");
         metrics.abused(Listener::Inbound, Reason::RapidReset);
+        super::super::OpenConnection::to_app(metrics).abused(Reason::ControlFlood);
         metrics.limit_hit(Limit::StreamWaiters);
         metrics.in_flight(0, Direction::Inbound, 2);
         metrics.in_flight(1, Direction::Inbound, 3);
@@ -322,6 +337,7 @@ mod tests {
             "kiro_tls_handshakes_total{direction=\"peer\",outcome=\"ok\"} 1",
             "kiro_tls_handshakes_total{direction=\"inbound\",outcome=\"tls_other\"} 1",
             "kiro_abuse_total{listener=\"inbound\",reason=\"rapid_reset\"} 1",
+            "kiro_abuse_by_callee_total{direction=\"app\",reason=\"control_flood\"} 1",
             "kiro_limit{limit=\"stream_waiters\"} 1024",
             "kiro_limit_hits_total{limit=\"stream_waiters\"} 1",
         ] {

@@ -15,9 +15,11 @@ use kiro_core::signature::{ConnectionKey, Signer};
 use kiro_tls::HandshakeContext;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
+use crate::abuse::{self, Callee};
+use crate::frames::FrameTap;
 use crate::limits;
 use crate::metrics::{Leg, OpenConnection};
 use crate::reject::{Refused, Reject};
@@ -74,13 +76,14 @@ pub(crate) async fn connect(
         }
     };
     let open = OpenConnection::to_peer(&metrics);
-    http2(stream, Http2 { address, signer, refusal, freed: Rc::default(), open }, ended).await
+    let callee = Callee { service: state.me.clone(), id: Some(peer.id.clone()), address };
+    http2(stream, Http2 { callee, signer, refusal, freed: Rc::default(), open }, ended).await
 }
 
 /// What a connection that speaks HTTP/2 has beside its stream.
 pub(crate) struct Http2 {
-    /// Where it leads.
-    pub(crate) address: SocketAddr,
+    /// Where it leads, and to whom.
+    pub(crate) callee: Callee,
     /// What signs requests on it.
     pub(crate) signer: Option<RefCell<Signer>>,
     /// The other side's refusal of our certificate.
@@ -109,12 +112,14 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
 /// Begins HTTP/2; `ended` learns of the connection's end.
 pub(crate) async fn http2<S>(
     stream: S,
-    Http2 { address, signer, refusal, freed, open }: Http2,
+    Http2 { callee, signer, refusal, freed, open }: Http2,
     ended: impl FnOnce(&Rc<Upstream>) + 'static,
 ) -> Result<Rc<Upstream>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let address = callee.address;
+    let (stream, seen) = FrameTap::client(stream, &limits::PEER_FRAMES);
     let handshake = h2::client::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
@@ -129,6 +134,7 @@ where
         Ok(Err(error)) => return Err(lost(&error, refusal.get())),
         Err(_) => return Err(Refused::new(Reject::UpstreamReset, format!("{address}: no HTTP/2 in time"))),
     };
+    let (held, let_go) = oneshot::channel();
     let upstream = Rc::new(Upstream {
         address,
         send,
@@ -143,18 +149,34 @@ where
         refusal,
         metrics: Arc::clone(open.metrics()),
         readers: Rc::default(),
+        _held: held,
     });
     let driven = Rc::downgrade(&upstream);
     spawn_local(async move {
-        let _open = open;
         // Requests on the connection learn its end from their streams; here it only has to be forgotten.
-        let _ = std::future::poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
+        tokio::select! {
+            biased;
+            _ = std::future::poll_fn(|cx| Pin::new(&mut connection).poll(cx)) => {}
+            () = nobody_needs(let_go) => {}
+        }
+        if let Some(reason) = seen.reason() {
+            abuse::report_callee(&open, &callee, reason);
+        }
+        drop(open);
         let Some(upstream) = driven.upgrade() else { return };
         upstream.closed.set(true);
         upstream.freed.notify_waiters();
         ended(&upstream);
     });
     Ok(upstream)
+}
+
+/// Returns when a connection that carries nothing any more, and that nobody will use again, has had its time to end: who does not read
+/// what was sent to him would keep it for ever.
+async fn nobody_needs(let_go: oneshot::Receiver<()>) {
+    // Nothing is sent; the other half is dropped.
+    let _ = let_go.await;
+    tokio::time::sleep(limits::BODY_IDLE).await;
 }
 
 /// What a lost stream or connection means for its request.
@@ -216,5 +238,52 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for RefusalTap<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiro_core::identity::ServiceName;
+    use kiro_telemetry::log::{Format, LogSink};
+    use kiro_telemetry::trace::Tracing;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::metrics::Metrics;
+
+    async fn over(stream: DuplexStream) -> Rc<Upstream> {
+        let log = LogSink::new(io::sink(), Format::Json, None).unwrap();
+        let metrics = Metrics::new(log, Tracing::off(), 1, Admission::shared(1 << 20, 1, 4));
+        let service = ServiceName::parse("caller").unwrap();
+        let parts = Http2 {
+            callee: Callee { service, id: None, address: ([127, 0, 0, 1], 1).into() },
+            signer: None,
+            refusal: Refusal::default(),
+            freed: Rc::default(),
+            open: OpenConnection::to_peer(&metrics),
+        };
+        http2(stream, parts, |_| {}).await.map_err(|refused| refused.cause).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callee_that_never_reads_keeps_no_connection_that_nobody_uses() {
+        let story = async {
+            // Room for the preface and the beginning of what follows.
+            let (near, mut far) = tokio::io::duplex(64);
+            let upstream = over(near).await;
+            tokio::time::sleep(limits::BODY_IDLE * 2).await;
+            let begin = tokio::time::Instant::now();
+            drop(upstream);
+            // Only the end is waited for: reading would make room.
+            while far.write_u8(0).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            let taken = begin.elapsed();
+            assert!(taken >= limits::BODY_IDLE && taken < limits::BODY_IDLE * 2, "{taken:?}");
+            far.read_to_end(&mut Vec::new()).await.unwrap();
+        };
+        LocalSet::new().run_until(story).await;
     }
 }

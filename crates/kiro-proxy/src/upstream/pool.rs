@@ -17,7 +17,7 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use kiro_core::identity::ServiceName;
 use kiro_core::signature::Signer;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
 use crate::admission::Limit;
@@ -47,6 +47,8 @@ pub(crate) struct Upstream {
     pub(super) refusal: Refusal,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readers: Rc<Readers>,
+    /// Tells whoever drives the connection when this is dropped.
+    pub(super) _held: oneshot::Sender<()>,
 }
 
 /// The right to open one stream. h2 queues without bound past the peer's limit, so whoever sends holds one of these.
