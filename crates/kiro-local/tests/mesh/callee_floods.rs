@@ -12,14 +12,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::client::Client;
 use crate::fake;
 use crate::floods::h2_frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, field, frame, string,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, field, frame, read_frame, string,
 };
 use crate::hostile::{self, Leaf, MESH};
 use crate::support::{PATIENCE, Spec, World, events, eventually};
 
-const PUSH_PROMISE: u8 = 5;
-const GOAWAY: u8 = 7;
 const PREFACE_BYTES: usize = 24;
 
 /// `:status`, as a field that goes into no table.
@@ -140,18 +138,14 @@ where
     write.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
     write.flush().await?;
     let flood = loop {
-        let mut head = [0; 9];
-        read.read_exact(&mut head).await?;
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        read.read_exact(&mut payload).await?;
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        match head[3] {
-            PING if head[4] == 0 => write.write_all(&frame(PING, 1, 0, &payload)).await?,
+        let came = read_frame(&mut read).await?;
+        match came.kind {
+            PING if came.flags == 0 => write.write_all(&frame(PING, 1, 0, &came.payload)).await?,
             HEADERS => match FLOODS.get(kind.load(Ordering::SeqCst)) {
                 Some((_, _, flood)) => break flood,
                 None => {
                     write
-                        .write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &status("200")))
+                        .write_all(&frame(HEADERS, END_HEADERS | END_STREAM, came.stream, &status("200")))
                         .await?;
                 }
             },

@@ -15,12 +15,16 @@ use crate::support::{PATIENCE, Spec, World, events, eventually};
 
 /// HTTP/2 by hand.
 pub(crate) mod h2_frames {
+    use tokio::io::{AsyncRead, AsyncReadExt};
+
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
     pub(crate) const PRIORITY: u8 = 2;
     pub(crate) const RST_STREAM: u8 = 3;
     pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PUSH_PROMISE: u8 = 5;
     pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
     pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const CONTINUATION: u8 = 9;
     pub(crate) const END_STREAM: u8 = 1;
@@ -33,6 +37,32 @@ pub(crate) mod h2_frames {
         bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
         bytes
+    }
+
+    /// A frame that was read.
+    #[derive(Debug)]
+    pub(crate) struct Frame {
+        pub(crate) kind: u8,
+        pub(crate) flags: u8,
+        pub(crate) stream: u32,
+        pub(crate) payload: Vec<u8>,
+    }
+
+    impl Frame {
+        /// The code of a RST_STREAM.
+        pub(crate) fn code(&self) -> u32 {
+            u32::from_be_bytes(self.payload[..4].try_into().unwrap())
+        }
+    }
+
+    /// The next frame, where one comes.
+    pub(crate) async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<Frame> {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let [a, b, c, kind, flags, place @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload).await?;
+        Ok(Frame { kind, flags, stream: u32::from_be_bytes(place), payload })
     }
 
     /// What a client begins with.

@@ -284,6 +284,7 @@ mod tests {
             assert!(taken >= limits::BODY_IDLE && taken < limits::BODY_IDLE * 2, "{taken:?}");
             far.read_to_end(&mut Vec::new()).await.unwrap();
         };
-        LocalSet::new().run_until(story).await;
+        let in_time = tokio::time::timeout(limits::BODY_IDLE * 5, LocalSet::new().run_until(story)).await;
+        in_time.expect("it ends");
     }
 }
