@@ -63,8 +63,8 @@ impl BodyError {
         if let BodyError::Stream(error) = self { BodyError::Client(error) } else { self }
     }
 
-    /// What a client's body that broke off like this is refused for.
-    pub(crate) fn by_client(&self) -> Refused {
+    /// What a body that its sender broke off like this is refused for.
+    pub(crate) fn by_sender(&self) -> Refused {
         let reject = match self {
             BodyError::Idle => Reject::RequestTimeout,
             BodyError::TooLarge => Reject::HeadersTooLarge,
@@ -403,7 +403,7 @@ impl Body for ClientBody {
         match &frame {
             Some(Ok(frame)) => self.progress.moved(frame.data_ref().map_or(0, Bytes::len)),
             Some(Err(error)) => {
-                self.broken.replace(Some(error.by_client()));
+                self.broken.replace(Some(error.by_sender()));
             }
             None => {}
         }

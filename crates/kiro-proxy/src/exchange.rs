@@ -19,7 +19,7 @@ use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
 
-use crate::admission::Place;
+use crate::admission::{Limit, Place};
 use crate::headers;
 use crate::metrics::Finished;
 use crate::reject::{Refused, Reject};
@@ -351,12 +351,15 @@ impl Exchange {
         self.bytes_out = self.bytes_out.saturating_add(bytes as u64);
     }
 
-    /// Notes a refusal.
+    /// Notes a refusal, or what broke an answer off whose head has been sent.
     pub(crate) fn refused(&mut self, refused: &Refused) {
         self.reject = Some(refused.reject.code());
         self.cause = refused.cause.clone();
         if matches!(refused.reject, Reject::Signature(_)) {
             self.signature = "refused";
+        }
+        if refused.reject == Reject::HeadersTooLarge {
+            self.worker.metrics.limit_hit(Limit::HeaderBytes);
         }
         if self.status.is_none() {
             self.status = Some(refused.reject.status());

@@ -401,6 +401,9 @@ async fn relay(
     let pace = if grpc && exchange.is_call() { Pace::Call } else { Pace::Answer };
     if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
         break_off(&mut stream, &error, grpc);
+        if matches!(error, BodyError::TooLarge) {
+            exchange.refused(&error.by_sender());
+        }
         return Err(error);
     }
     Ok(())

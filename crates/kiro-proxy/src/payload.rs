@@ -193,7 +193,7 @@ async fn stream_body(
         // The peer's doing: its answer, or its reset, says what there is to say.
         return;
     }
-    *failure.borrow_mut() = Some(error.by_client());
+    *failure.borrow_mut() = Some(error.by_sender());
     stream.send_reset(Reason::CANCEL);
 }
 

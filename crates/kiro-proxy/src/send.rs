@@ -27,17 +27,19 @@ pub(crate) trait Watcher {
 
 /// Moves what comes, and no more: the body itself counts it.
 pub(crate) struct Passing {
-    /// How large trailers may be.
-    pub(crate) trailers_bytes: usize,
+    /// How large trailers may be, where the body has not seen to that.
+    pub(crate) trailers_bytes: Option<usize>,
 }
 
 impl Watcher for Passing {
     fn data(&mut self, _: &Bytes) {}
 
     fn trailers(&mut self, own: Option<HeaderMap>) -> Result<Option<HeaderMap>, BodyError> {
-        own.filter(|trailers| !trailers.is_empty())
-            .map(|trailers| trailers::carried(trailers, self.trailers_bytes))
-            .transpose()
+        let own = own.filter(|trailers| !trailers.is_empty());
+        match self.trailers_bytes {
+            Some(limit) => own.map(|trailers| trailers::carried(trailers, limit)).transpose(),
+            None => Ok(own),
+        }
     }
 
     fn always_trailers(&self) -> bool {

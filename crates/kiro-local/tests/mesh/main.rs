@@ -40,5 +40,6 @@ mod streams;
 mod tcp;
 mod tls;
 mod traces;
+mod trailers;
 mod tunnels;
 mod upgrades;

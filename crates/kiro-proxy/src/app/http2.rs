@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use super::http1::Sending;
 use super::{Broken, Wire, address, answer_fits, within};
 use crate::abuse::Callee;
-use crate::body::AppBody;
+use crate::body::{AppBody, BodyError};
 use crate::exchange::Progress;
 use crate::headers;
 use crate::interim::{Answering, Interim};
@@ -247,7 +247,7 @@ impl Way<'_> {
         let (send, upload) = match (self.upgrade, self.ends) {
             (true, _) => (Some(self.stream), None),
             (false, true) => (None, None),
-            (false, false) => (None, Some(Upload::new(body, self.stream, self.pace))),
+            (false, false) => (None, Some(Upload::new(body, self.stream, self.pace, Rc::clone(self.broken)))),
         };
         match within(self.timeout, self.progress, answering.answer(interim)).await {
             Some(answer) => Ok(answer.map(|response| (response, upload, send))),
@@ -274,17 +274,13 @@ fn failed(error: &h2::Error, broken: &Broken) -> Refused {
 pub(crate) struct Upload(AbortHandle);
 
 impl Upload {
-    fn new(body: AppBody, mut stream: SendStream<Bytes>, pace: Pace) -> Self {
+    fn new(body: AppBody, mut stream: SendStream<Bytes>, pace: Pace, broken: Broken) -> Self {
         let task = spawn_local(async move {
-            if send_body(
-                body,
-                &mut stream,
-                &mut Passing { trailers_bytes: limits::APP_H2_HEADER_BYTES },
-                pace,
-            )
-            .await
-            .is_err()
-            {
+            let mut passing = Passing { trailers_bytes: Some(limits::APP_H2_HEADER_BYTES) };
+            if let Err(error) = send_body(body, &mut stream, &mut passing, pace).await {
+                if matches!(error, BodyError::TooLarge) {
+                    broken.replace(Some(error.by_sender()));
+                }
                 // The application must not take what it has for the whole.
                 stream.send_reset(Reason::CANCEL);
             }

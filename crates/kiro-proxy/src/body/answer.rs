@@ -14,6 +14,7 @@ use crate::app::AppAnswer;
 use crate::client::StreamBody;
 use crate::exchange::Exchange;
 use crate::framing::Turn;
+use crate::header_size;
 use crate::limits;
 use crate::payload::Upload;
 use crate::trailers::Named;
@@ -151,11 +152,14 @@ impl Body for AnswerBody {
         if let (Some(named), Some(exchange)) = (&this.named, &this.exchange) {
             frame = in_http1(frame, named, &exchange.worker().metrics);
         }
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-            && let Some(exchange) = &mut this.exchange
-        {
-            exchange.response_bytes(data.len());
+        let Some(exchange) = &mut this.exchange else { return Poll::Ready(frame) };
+        if let Some(Ok(piece)) = &frame {
+            exchange.response_bytes(piece.data_ref().map_or(0, Bytes::len));
+            if piece.trailers_ref().is_some_and(|own| header_size::check(own, limits::HEADER_BYTES).is_err())
+            {
+                exchange.refused(&BodyError::TooLarge.by_sender());
+                frame = Some(Err(BodyError::TooLarge));
+            }
         }
         Poll::Ready(frame)
     }

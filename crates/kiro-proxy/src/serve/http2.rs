@@ -192,7 +192,7 @@ async fn relay(
     if ends {
         return Ok(());
     }
-    let sent = send(body, &mut stream, &mut Passing { trailers_bytes: limits::HEADER_BYTES }, pace).await;
+    let sent = send(body, &mut stream, &mut Passing { trailers_bytes: None }, pace).await;
     if let Err(error) = &sent {
         break_off(&mut stream, error, grpc);
     }
