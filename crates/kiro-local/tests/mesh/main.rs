@@ -28,6 +28,7 @@ mod happy;
 mod http2;
 mod ingress;
 mod interim;
+mod leaving;
 mod metrics;
 mod policy;
 mod reload;
