@@ -248,7 +248,8 @@ impl Outgoing {
         exchange.attempt();
         let timeout = exchange.time_left();
         let Outgoing { request, progress, broken, upgrade } = self;
-        Sending { request, progress, broken, upgrade, timeout, interim }
+        let pace = exchange.request_pace();
+        Sending { request, progress, broken, upgrade, timeout, pace, interim }
     }
 }
 

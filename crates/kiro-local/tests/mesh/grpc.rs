@@ -169,6 +169,28 @@ async fn a_call_may_take_its_time_and_other_requests_may_not() {
     assert!(world.stop().await);
 }
 
+#[tokio::test]
+async fn what_a_client_says_of_itself_lifts_no_limit() {
+    const H2: &str = "app: { port: {port}, protocol: h2 }, traffic: { timeout: 200ms }";
+    let world = World::start(spec(H2)).await;
+    let _app =
+        H2App::start(&world, "callee", |request: Request<RecvStream>, mut respond: Answerer| async move {
+            if request.uri().path().ends_with("Late") {
+                return std::future::pending().await;
+            }
+            answer(&mut respond, 200, &[GRPC], false).send_trailers(ok_trailers()).unwrap();
+        })
+        .await;
+    let client = H2Client::app_of(&world, "caller").await;
+    let begin = std::time::Instant::now();
+    assert_eq!(client.exchange(call("Soon"), b"\0\0\0\0\0").await.trailer("grpc-status"), Some("0"));
+    let late = client.exchange(call("Late"), b"\0\0\0\0\0").await;
+    // It is told in its own words all the same.
+    assert_eq!((late.field("grpc-status"), late.field("grpc-message")), (Some("4"), Some("app_timeout")));
+    assert!(begin.elapsed() < crate::support::PATIENCE);
+    assert!(world.stop().await);
+}
+
 /// An application that tells what happens to its streams, and never answers the one at `/silent`.
 async fn watching(world: &World) -> (H2App, mpsc::UnboundedReceiver<String>) {
     let (tell, told) = mpsc::unbounded_channel();

@@ -27,6 +27,7 @@ use crate::interim::Interim;
 use crate::limits;
 use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
+use crate::send::Pace;
 use crate::state::State;
 use crate::trailers::Named;
 use crate::worker::Worker;
@@ -162,6 +163,8 @@ pub(super) struct Sending<'a> {
     pub(super) broken: Broken,
     pub(super) upgrade: bool,
     pub(super) timeout: kiro_core::mesh::Timeout,
+    /// How long its body may stand still.
+    pub(super) pace: Pace,
     /// Where interim answers go.
     pub(super) interim: &'a Interim<'a>,
 }
@@ -172,7 +175,7 @@ pub(super) async fn send(
     state: &State,
     sending: Sending<'_>,
 ) -> Result<(Response<Incoming>, AppConnection), Refused> {
-    let Sending { mut request, progress, broken, upgrade, timeout, interim } = sending;
+    let Sending { mut request, progress, broken, upgrade, timeout, interim, .. } = sending;
     drop_trailers(&mut request, worker);
     let mut told = listen(&mut request, interim);
     loop {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body;
-use kiro_core::mesh::{Protocol, Timeout};
+use kiro_core::mesh::Timeout;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::{AbortHandle, spawn_local};
@@ -156,7 +156,7 @@ pub(super) async fn send(
     state: &State,
     sending: Sending<'_>,
 ) -> Result<Answered, Refused> {
-    let Sending { request, progress, broken, upgrade, timeout, interim } = sending;
+    let Sending { request, progress, broken, upgrade, timeout, pace, interim } = sending;
     let (head, mut body) = request.into_parts();
     let (mut again, mut unsent) = (true, 0);
     loop {
@@ -174,8 +174,6 @@ pub(super) async fn send(
         let sent = slot.upstream().sender().send_request(request, ends);
         let answered = match sent {
             Ok((promised, stream)) => {
-                let call = state.service.app.protocol == Protocol::Grpc && headers::is_grpc(&head.headers);
-                let pace = if call { Pace::Call } else { Pace::Request };
                 let way = Way {
                     pace,
                     stream,

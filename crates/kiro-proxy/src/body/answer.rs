@@ -88,6 +88,11 @@ impl AnswerBody {
         self.named = Some(named);
     }
 
+    /// Whether it is the answer to a call of a service that is declared to speak gRPC.
+    pub(crate) fn is_call(&self) -> bool {
+        self.exchange.as_ref().is_some_and(Exchange::is_call)
+    }
+
     /// Tells the client's connection whether something is there that the client has not taken.
     fn owes(&mut self, owed: bool) {
         if let Some(exchange) = &self.exchange

@@ -184,7 +184,7 @@ async fn relay(
         return Ok(());
     }
     let grpc = headers::is_grpc(&head.headers);
-    let pace = if grpc { Pace::Call } else { Pace::Answer };
+    let pace = if grpc && body.is_call() { Pace::Call } else { Pace::Answer };
     // As in HTTP/1, whatever an application sends with them (RFC 9110 6.4.1).
     let no_content = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let ends = is_head || no_content || body.is_end_stream();
