@@ -418,3 +418,45 @@ impl Body for ClientBody {
         self.incoming.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http_body_util::BodyExt;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::client::StreamBody;
+    use crate::h2_io::tests::ends;
+
+    /// How long a peer's body that does not come is waited for.
+    async fn waited(pace: Pace) -> Option<u64> {
+        let ends = ends().await;
+        let mut body = PeerBody::new(ends.server.into_body(), Progress::new(), pace);
+        let begin = Instant::now();
+        let frame = poll_fn(|cx| body.poll(cx));
+        let frame = tokio::time::timeout(limits::BODY_IDLE * 10, frame).await.ok()?;
+        assert!(matches!(frame, Some(Err(BodyError::Idle))), "{frame:?}");
+        Some(begin.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_s_body_that_stands_still_is_given_up_but_for_a_call_s() {
+        assert_eq!(waited(Pace::Request).await, Some(limits::BODY_IDLE.as_secs()));
+        assert_eq!(waited(Pace::Call).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_s_body_that_stands_still_is_why_its_request_fails() {
+        let ends = ends().await;
+        let incoming = RequestBody::Http2(StreamBody::new(ends.server.into_body()));
+        let broken = Broken::default();
+        let mut body = ClientBody::new(incoming, Progress::new(), Pace::Request, Rc::clone(&broken));
+        let begin = Instant::now();
+        let frame = tokio::time::timeout(limits::BODY_IDLE * 10, body.frame()).await.expect("given up");
+        assert!(matches!(frame, Some(Err(BodyError::Idle))), "{frame:?}");
+        assert_eq!(begin.elapsed().as_secs(), limits::BODY_IDLE.as_secs());
+        assert_eq!(broken.take().map(|refused| refused.reject), Some(Reject::RequestTimeout));
+    }
+}

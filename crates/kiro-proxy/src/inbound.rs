@@ -447,7 +447,48 @@ fn refuse(
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::LocalSet;
+
     use super::*;
+    use crate::h2_io::tests::ends;
+    use crate::trial::{PREFACE, Trial, say};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_get_through_its_preface_is_cut() {
+        for said in [&PREFACE[..0], &PREFACE[..23]] {
+            let trial = Trial::new();
+            let (client, server) = tokio::io::duplex(4096);
+            let connection = PeerConnection {
+                peer: ServiceName::parse("callee").unwrap(),
+                via: trial.via(Direction::Inbound),
+                caller_value: HeaderValue::from_static("callee"),
+                verifier: RefCell::new(Verifier::new(Vec::new())),
+            };
+            let (worker, begin) = (Rc::clone(&trial.worker), Instant::now());
+            let served = http2(Rc::clone(&worker), Rc::new(connection), server, worker.renewed.notified());
+            let both = async { tokio::join!(served, say(client, said)) };
+            let limit = limits::HANDSHAKE * 10;
+            tokio::time::timeout(limit, LocalSet::new().run_until(both)).await.expect("cut");
+            assert_eq!(begin.elapsed().as_secs(), limits::HANDSHAKE.as_secs());
+            assert_eq!(trial.abused("inbound", "preface_timeout"), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_digested_body_that_trickles_is_given_up() {
+        let mut ends = ends().await;
+        tokio::spawn(async move {
+            // Each piece by itself is in time.
+            while ends.client.send_data(Bytes::from_static(b"x"), false).is_ok() {
+                tokio::time::sleep(limits::BODY_IDLE / 10).await;
+            }
+        });
+        let begin = Instant::now();
+        let reading = read_digested(ends.server.into_body(), &[0; 32]);
+        let read = tokio::time::timeout(limits::BODY_IDLE * 10, reading).await.expect("given up");
+        assert_eq!(read.unwrap_err().reject, Reject::RequestTimeout);
+        assert_eq!(begin.elapsed().as_secs(), limits::BODY_IDLE.as_secs());
+    }
 
     fn size_of_future<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
         size_of::<F>()

@@ -3,7 +3,7 @@
 //! Read `inbound` and `outbound` first: each is a request's way from top to bottom. `sidecar` starts and stops the whole, `worker`
 //! is one thread of it.
 //!
-//! This crate can't see `kiro-pki`: a sidecar can't mint an identity.
+//! This crate can't see `kiro-pki`, but for its unit tests: a sidecar can't mint an identity.
 
 mod abuse;
 mod admin;
@@ -44,6 +44,8 @@ mod sidecar;
 mod spans;
 mod state;
 mod trailers;
+#[cfg(test)]
+mod trial;
 mod tunnel;
 mod upstream;
 mod websocket;

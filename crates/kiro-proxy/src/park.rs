@@ -349,8 +349,13 @@ mod tests {
             let number = count.get();
             async move {
                 let path = request.uri().path().to_owned();
-                if path == "/early" {
-                    tokio::spawn(request.into_body().collect());
+                if path == "/early" || path == "/later" {
+                    tokio::spawn(async move {
+                        if path == "/later" {
+                            pause(limits::PARK_AFTER / 2).await;
+                        }
+                        request.into_body().collect().await
+                    });
                     drop(turn);
                     return Ok(Response::new(Full::new(Bytes::from(format!("{:20000}\n", "early")))));
                 }
@@ -532,6 +537,24 @@ mod tests {
                 .unwrap();
             pause(limits::PARK_AFTER).await;
             client.write_all(b"345").await.unwrap();
+            pause(limits::PARK_AFTER * 5).await;
+            assert_eq!(answer(&mut client).await, "early");
+            client.write_all(GET).await.unwrap();
+            assert_eq!(answer(&mut client).await, "/a Ok(0) 2 true");
+            drop(client);
+        };
+        tokio::join!(echo(server, drained), check).0.0.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_is_one_whose_request_had_come_and_was_looked_at_later() {
+        let (mut client, server) = tokio::io::duplex(256);
+        let (_drain, drained) = watch::channel(false);
+        let check = async {
+            // More pieces than wait for their reader; when they are read, nothing comes from the client that tells so.
+            let request = b"POST /later HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+                1\r\na\r\n1\r\nb\r\n1\r\nc\r\n1\r\nd\r\n0\r\n\r\n";
+            client.write_all(request).await.unwrap();
             pause(limits::PARK_AFTER * 5).await;
             assert_eq!(answer(&mut client).await, "early");
             client.write_all(GET).await.unwrap();

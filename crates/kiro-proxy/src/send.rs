@@ -190,6 +190,7 @@ mod tests {
     use http::{Request, Response};
 
     use super::*;
+    use crate::h2_io::tests::ends;
 
     /// What the client of a stream sees after its answer broke off: trailers, or the reason of a reset.
     async fn seen(error: BodyError, grpc: bool) -> Result<HeaderMap, Reason> {
@@ -219,6 +220,48 @@ mod tests {
         driving.abort();
         serving.abort();
         told
+    }
+
+    /// A body that never comes.
+    struct Silent;
+
+    impl Body for Silent {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Pending
+        }
+    }
+
+    /// How long it takes until sending is given up; none where it never is.
+    async fn given_up(body: impl Body<Data = Bytes, Error = BodyError> + Unpin, pace: Pace) -> Option<u64> {
+        let mut ends = ends().await;
+        let begin = tokio::time::Instant::now();
+        let mut passing = Passing { trailers_bytes: None };
+        let sending = send(body, &mut ends.client, &mut passing, pace);
+        let sent = tokio::time::timeout(limits::BODY_IDLE * 10, sending).await.ok()?;
+        assert!(matches!(sent, Err(BodyError::Idle)), "{sent:?}");
+        Some(begin.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stands_still_is_given_up_but_for_those_that_may() {
+        // More than the window of a stream, of which nobody takes anything.
+        let unread = || {
+            let whole = http_body_util::Full::new(Bytes::from(vec![0; 1 << 20]));
+            http_body_util::BodyExt::map_err(whole, |never| match never {})
+        };
+        let idle = Some(limits::BODY_IDLE.as_secs());
+        for (pace, silent, taken) in
+            [(Pace::Request, idle, idle), (Pace::Answer, None, idle), (Pace::Call, None, None)]
+        {
+            assert_eq!(given_up(Silent, pace).await, silent, "{pace:?}, by its sender");
+            assert_eq!(given_up(unread(), pace).await, taken, "{pace:?}, by its receiver");
+        }
     }
 
     #[tokio::test]

@@ -198,3 +198,61 @@ async fn relay(
     }
     sent
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::exchange::Direction;
+    use crate::trial::{PREFACE, Trial, has_frame, say};
+
+    const GOAWAY: u8 = 7;
+
+    /// Serves a client that says this and no more. After how long it was cut off, whether it was told before, and why it was.
+    async fn cut(said: &[u8]) -> (Duration, bool, u64) {
+        let trial = Trial::new();
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let via = trial.via(Direction::Outbound);
+        let begin = Instant::now();
+        let served = serve(Rc::clone(&trial.worker), server, via, Front::Outbound);
+        let both = async { tokio::join!(served, say(client, said)) };
+        let limit = limits::CLIENT_IDLE * 3;
+        let ((), read) = tokio::time::timeout(limit, LocalSet::new().run_until(both)).await.expect("cut");
+        (begin.elapsed(), has_frame(&read, GOAWAY), trial.abused("outbound", "preface_timeout"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_get_through_its_preface_is_cut() {
+        for said in [&PREFACE[..1], &PREFACE[..23], &PREFACE[..24], &PREFACE[..30]] {
+            let (after, _, abused) = cut(said).await;
+            assert_eq!((after.as_secs(), abused), (limits::HEAD.as_secs(), 1), "{} bytes", said.len());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_nothing_is_told_and_then_cut() {
+        let (after, told, abused) = cut(PREFACE).await;
+        assert_eq!(after.as_secs(), (limits::CLIENT_IDLE + limits::GOODBYE).as_secs());
+        assert!(told, "a GOAWAY comes first");
+        assert_eq!(abused, 0, "which is no abuse");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_of_its_answers_is_cut() {
+        let trial = Trial::new();
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (via, begin) = (trial.via(Direction::Outbound), Instant::now());
+        let place = Rc::clone(&via.place);
+        let served = serve(Rc::clone(&trial.worker), server, via, Front::Outbound);
+        // An answer is there, and stays there; its own sender is not what is looked at here.
+        place.begun();
+        place.owes(true);
+        let both = async { tokio::join!(served, say(client, PREFACE)) };
+        LocalSet::new().run_until(both).await;
+        assert_eq!(begin.elapsed().as_secs(), limits::BODY_IDLE.as_secs());
+        assert_eq!(trial.abused("outbound", "slow_reader"), 1);
+    }
+}
