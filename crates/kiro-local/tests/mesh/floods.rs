@@ -351,6 +351,32 @@ async fn check_door(door: Door) {
 }
 
 #[tokio::test]
+async fn bodies_in_pieces_of_one_byte_are_cut_where_they_pile_up() {
+    let world = world().await;
+    let honest = Honest::start(&world);
+    for door in [Door::Outbound, Door::Ingress, Door::IngressTls] {
+        let before = honest.answered();
+        let flood: (&str, &str, Flood) = ("DATA of one byte", "tiny_data", |authority| {
+            let first = frame(HEADERS, END_HEADERS, 1, &request("POST", authority));
+            // As much as the window of the stream lets through, in one piece.
+            Box::new([first, frame(DATA, 0, 1, b"x").repeat(60_000)].into_iter())
+        });
+        check_flood(&world, door, flood).await;
+        eventually("the other client is served", || async { honest.answered() > before }).await;
+    }
+    // One that comes no faster than it is passed on is a body like any other.
+    let mut slow = Client::app_of(&world, "first").await;
+    slow.send("POST / HTTP/1.1\r\nHost: second\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..5_000 {
+        slow.send("1\r\nx\r\n").await;
+    }
+    assert_eq!(slow.exchange("0\r\n\r\n").await.status, 200);
+    let before = honest.answered();
+    honest.end(before).await;
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
 async fn floods_of_an_application_are_cut() {
     check_door(Door::Outbound).await;
 }
