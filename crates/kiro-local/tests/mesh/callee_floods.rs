@@ -15,6 +15,7 @@ use crate::floods::h2_frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, field, frame, read_frame, string,
 };
+use crate::h2_ends::{self, Answerer};
 use crate::hostile::{self, Leaf, MESH};
 use crate::support::{PATIENCE, Spec, World, events, eventually};
 
@@ -257,4 +258,45 @@ async fn floods_of_a_sidecar_that_answers_are_cut_and_its_identity_is_named() {
 #[tokio::test]
 async fn floods_of_an_application_that_answers_are_cut() {
     check_door(Door::App).await;
+}
+
+#[tokio::test]
+async fn a_callee_that_opens_no_window_stops_the_one_request() {
+    let (listener, _, entry) = fake::place();
+    let mut spec = Spec::pair();
+    spec.services[1].1 = Box::leak(format!("{entry}, traffic: {{ timeout: 300ms }}").into_boxed_str());
+    let world = World::start(spec).await;
+    let config = hostile::server(&world, &Leaf::of(&world, "callee"), MESH);
+    let (listener, tls) = (TcpListener::from_std(listener).unwrap(), TlsAcceptor::from(Arc::new(config)));
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut builder = h2::server::Builder::new();
+        builder.initial_window_size(0);
+        let handler = |request: http::Request<h2::RecvStream>, mut respond: Answerer| async move {
+            if request.method() == "GET" {
+                h2_ends::answer(&mut respond, 200, &[], true);
+                return;
+            }
+            // Held, and never read.
+            std::future::pending::<()>().await;
+            drop(request);
+        };
+        h2_ends::serve(tls.accept(stream).await.unwrap(), builder, handler).await;
+    });
+    let mut uploads = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::app_of(&world, "caller").await;
+        client.send("POST http://callee/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n").await;
+        client.send([b'a'; 60_000]).await;
+        uploads.push(client);
+    }
+    for _ in 0..5 {
+        assert_eq!(world.get("caller", "http://callee/").await.status, 200);
+    }
+    for mut upload in uploads {
+        assert_eq!(upload.head().await.verdict(), (504, Some("upstream_timeout")));
+    }
+    assert_eq!(world.metric("caller", "kiro_upstream_connections_opened_total").await, 1);
+    serving.abort();
+    assert!(world.stop().await);
 }

@@ -1,5 +1,6 @@
 //! Who has to leave hears of it: where a listener is full, and where a sidecar ends.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::Method;
@@ -61,8 +62,8 @@ async fn chat(world: &World) -> mpsc::UnboundedReceiver<()> {
     told
 }
 
-async fn websocket(world: &World) -> Client {
-    let mut client = Client::app_of(world, "caller").await;
+async fn websocket(address: SocketAddr) -> Client {
+    let mut client = Client::open(address).await;
     client
         .send(
             "GET /chat HTTP/1.1\r\nHost: chat\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -93,7 +94,7 @@ async fn a_tunnel_of_http_without_a_request_makes_room_and_a_websocket_does_not(
     let world = world().await;
     let _told = chat(&world).await;
     let outbound = world.addresses("caller").outbound;
-    let mut socket = websocket(&world).await;
+    let mut socket = websocket(outbound).await;
     let mut by_http1 = tunnel(&world).await;
     let outer = H2Client::app_of(&world, "caller").await;
     let (head, recv, send) = outer.call(request(Method::CONNECT, "chat:80", &[]), false).await.head().await;
@@ -159,10 +160,11 @@ async fn a_tunnel_of_http_without_a_request_does_not_keep_a_sidecar() {
 async fn a_websocket_ends_with_its_sidecar_and_the_log_says_so() {
     let world = world().await;
     let _told = chat(&world).await;
-    let mut socket = websocket(&world).await;
+    // One sidecar alone is on its way, so that it is this one's end that it sees.
+    let mut socket = websocket(world.addresses("chat").ingress.unwrap()).await;
     let logs = world.logs.clone();
     assert!(!world.stop().await, "it was open to the last");
     assert_eq!(socket.rest().await, "");
-    let line = logs.wait_for("of the socket", |line| line["direction"] == "outbound").await;
+    let line = logs.wait_for("of the socket", |line| line["direction"] == "ingress").await;
     assert_eq!(line["ended"], "stopped", "{line}");
 }

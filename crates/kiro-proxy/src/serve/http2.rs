@@ -251,8 +251,8 @@ mod tests {
         place.begun();
         place.owes(true);
         let both = async { tokio::join!(served, say(client, PREFACE)) };
-        let both = LocalSet::new().run_until(both);
-        tokio::time::timeout(limits::BODY_IDLE * 3, both).await.expect("cut");
+        let limit = limits::BODY_IDLE * 3;
+        tokio::time::timeout(limit, LocalSet::new().run_until(both)).await.expect("cut");
         assert_eq!(begin.elapsed().as_secs(), limits::BODY_IDLE.as_secs());
         assert_eq!(trial.abused("outbound", "slow_reader"), 1);
     }
