@@ -166,6 +166,7 @@ impl Demo {
             log_format: options.log_format,
             tracing: &|service| tracing(&format!("{service}-proxy")),
             workers: 1,
+            descriptors: None,
             drain_timeout: Duration::from_secs(5),
         })
         .await?;

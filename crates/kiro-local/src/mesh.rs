@@ -61,6 +61,8 @@ pub struct MeshOptions<'a> {
     pub tracing: &'a dyn Fn(&ServiceName) -> Tracing,
     /// Threads of each sidecar.
     pub workers: usize,
+    /// File descriptors that each sidecar may have; without it they share half of the process's, the others are for applications.
+    pub descriptors: Option<u64>,
     /// How long a stop may take.
     pub drain_timeout: Duration,
 }
@@ -81,10 +83,11 @@ impl LocalMesh {
     pub async fn start(options: MeshOptions<'_>) -> Result<Self, LocalError> {
         let mesh = read_mesh(&options.mesh)?;
         let pki = kiro_pki::in_memory(&mesh, SystemTime::now().into())?;
+        let descriptors = options.descriptors.unwrap_or_else(|| share(pki.sidecars.len()));
         let mut sidecars = BTreeMap::new();
         for (service, files) in &pki.sidecars {
             let listen = options.places.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
-            let sidecar = start(service, files, listen.clone(), APP_HOST, &options).await?;
+            let sidecar = start(service, files, listen.clone(), APP_HOST, descriptors, &options).await?;
             sidecars.insert(service.clone(), sidecar);
         }
         Ok(Self { mesh, pki, sidecars })
@@ -100,7 +103,8 @@ impl LocalMesh {
         options: &MeshOptions<'_>,
     ) -> Result<Sidecar, LocalError> {
         let files = self.pki.sidecars.get(service).ok_or_else(|| LocalError::NoPlace(service.clone()))?;
-        start(service, files, listen, app_host, options).await
+        let descriptors = options.descriptors.unwrap_or_else(|| share(self.sidecars.len() + 1));
+        start(service, files, listen, app_host, descriptors, options).await
     }
 
     /// Where a service's application finds a tcp service at this moment; none where it may not reach it, or its port can't be bound.
@@ -123,11 +127,17 @@ impl LocalMesh {
 /// Where applications listen.
 const APP_HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+/// A sidecar's share of half of the process's descriptors.
+fn share(sidecars: usize) -> u64 {
+    kiro_proxy::process_descriptors() / 2 / sidecars.max(1) as u64
+}
+
 async fn start(
     service: &ServiceName,
     files: &kiro_pki::SidecarFiles,
     listen: Listen,
     app_host: IpAddr,
+    descriptors: u64,
     options: &MeshOptions<'_>,
 ) -> Result<Sidecar, LocalError> {
     let settings = Settings {
@@ -145,6 +155,7 @@ async fn start(
         peer_port: PEER_PORT,
         app_host,
         workers: options.workers,
+        descriptors: Some(descriptors),
         pod: None,
         drain_timeout: options.drain_timeout,
         log_format: options.log_format,

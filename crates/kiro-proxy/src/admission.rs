@@ -1,22 +1,21 @@
 //! What does a sidecar admit at a time, who holds how much of it, and what happens at the bound?
 //!
 //! Each connection that a listener accepts holds a [`Place`] until the last of what was made of it is gone, upgraded streams and
-//! tunnels included. The bounds themselves stand in [`crate::limits`]; [`Limit`] names those that somebody can run into, so that
-//! `/metrics` shows each with how often that happened.
+//! tunnels included; each that a worker opens holds a [`Seat`]. The bounds themselves stand in [`crate::limits`], but for those that
+//! follow from the descriptors that the system gives, which [`Admission`] works out; [`Limit`] names those that somebody can run
+//! into, so that `/metrics` shows each with how often that happened.
+//!
+//! **Invariant.** Places, seats and [`limits::DESCRIPTOR_RESERVE`] come to no more than the descriptors of the process, so none of
+//! them is ever refused by the system: whatever crowd there is, a listener can accept, and a request can be passed on.
 
-use std::cell::{Cell, RefCell};
-use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
-use std::time::Duration;
+mod gate;
+mod places;
+mod seats;
 
-use tokio::sync::Notify;
-use tokio::time::Instant;
-
+pub(crate) use self::gate::{Gate, HandshakeTurn};
+pub(crate) use self::places::{Place, Places};
+pub(crate) use self::seats::{PeerSeat, Peers, Seat, Seats};
 use crate::limits;
-use crate::metrics::{Metrics, UnderWay};
 
 /// A port of the sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +67,14 @@ impl Listener {
 pub(crate) enum Limit {
     /// [`Admission::connections`].
     Connections,
+    /// [`Admission::worker_connections`].
+    WorkerConnections,
+    /// [`Admission::app_connections`].
+    AppConnections,
+    /// [`Admission::upstreams`].
+    Upstreams,
+    /// [`limits::CONNECTIONS_PER_PEER`].
+    PeerConnections,
     /// [`limits::ADMIN_CONNECTIONS`].
     AdminConnections,
     /// What the system gives this process (`ulimit -n`).
@@ -86,8 +93,12 @@ pub(crate) enum Limit {
 
 impl Limit {
     /// All of them, in the order of their discriminants.
-    pub(crate) const ALL: [Limit; 8] = [
+    pub(crate) const ALL: [Limit; 12] = [
         Limit::Connections,
+        Limit::WorkerConnections,
+        Limit::AppConnections,
+        Limit::Upstreams,
+        Limit::PeerConnections,
         Limit::AdminConnections,
         Limit::Descriptors,
         Limit::Handshakes,
@@ -101,6 +112,10 @@ impl Limit {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Limit::Connections => "connections",
+            Limit::WorkerConnections => "worker_connections",
+            Limit::AppConnections => "app_connections",
+            Limit::Upstreams => "upstream_connections",
+            Limit::PeerConnections => "peer_connections",
             Limit::AdminConnections => "admin_connections",
             Limit::Descriptors => "descriptors",
             Limit::Handshakes => "handshakes",
@@ -116,7 +131,19 @@ impl Limit {
     pub(crate) fn meaning(self) -> &'static str {
         match self {
             Limit::Connections => {
-                "connections that one worker serves at one listener, upgraded ones and tunnels included; the next one makes one that carries no request end, and is closed where there is none. In use: `kiro_connections_open`"
+                "connections that one worker serves at one listener, upgraded ones and tunnels included, all local ports together; the next one makes one that carries no request end, and is closed where there is none. In use: `kiro_connections_open`"
+            }
+            Limit::WorkerConnections => {
+                "connections that one worker serves at all of its listeners, of which each is sure of a 16th, at most 256; the next one makes one that carries no request end, at the listener that has most, and is closed where there is none. In use: `kiro_connections_open`"
+            }
+            Limit::AppConnections => {
+                "connections of one worker to its application, idle ones, upgraded ones and tunnels included; a request that finds none waits a second and is then refused with `queue_full`. In use: `kiro_app_connections_open`"
+            }
+            Limit::Upstreams => {
+                "connections of one worker to other sidecars; the next one makes one that carries no request end, and is refused with `queue_full` where there is none. In use: `kiro_upstream_connections_open`"
+            }
+            Limit::PeerConnections => {
+                "connections that other sidecars of one identity have to one worker; the next one is closed after its handshake, with a line in the log. In use: `kiro_connections_open`"
             }
             Limit::AdminConnections => {
                 "connections at each of the ports 15000 and 15020; the next one ends the oldest. In use: `kiro_connections_open`"
@@ -143,40 +170,64 @@ impl Limit {
     }
 }
 
+/// Raises the process's soft limit of descriptors to its hard one, as Go's runtime does; how many it may have now.
+#[must_use]
+pub fn process_descriptors() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: now.maximum, maximum: now.maximum };
+    // A system that does not let it happen leaves the limit as it was.
+    let _ = setrlimit(Resource::Nofile, raised);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The listeners that share the places of a worker, in the order of their discriminants. Admin and health have their own.
+pub(crate) const SHARING: [Listener; 5] =
+    [Listener::Outbound, Listener::Inbound, Listener::Ingress, Listener::IngressTls, Listener::Local];
+
 /// What this process admits, worked out at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Admission {
     /// Connections that one worker serves at a time at one listener.
     pub(crate) connections: usize,
+    /// And at all of its listeners.
+    pub(crate) worker_connections: usize,
+    /// Those of them that each listener is sure of, whatever happens at the others.
+    pub(crate) sure_connections: usize,
+    /// Connections that one worker may have to the application.
+    pub(crate) app_connections: usize,
+    /// Connections that one worker may have to other sidecars.
+    pub(crate) upstreams: usize,
     /// Descriptors that this process may have.
     pub(crate) descriptors: u64,
 }
 
 impl Admission {
-    /// Shares the descriptors out: half of what is left beside [`limits::DESCRIPTOR_RESERVE`] are for connections to peers and to the
-    /// application, the others belong to the listeners, to each as many as to any other, so that a crowd at one of them leaves
-    /// the others their share.
-    pub(crate) fn shared(descriptors: u64, workers: usize, listeners: usize) -> Self {
+    /// Shares the descriptors out, beside [`limits::DESCRIPTOR_RESERVE`], to each worker as many as to any other. Of a worker's, a 16th
+    /// is for connections to peers, of which each carries many requests, and a third for those to the application, which over HTTP/1
+    /// carry one each; with all others it serves clients.
+    pub(crate) fn shared(descriptors: u64, workers: usize) -> Self {
         let reserve = limits::DESCRIPTOR_RESERVE.min(descriptors / 2);
-        let sharers = (workers.max(1) * listeners.max(1)) as u64;
-        let share = (descriptors - reserve) / 2 / sharers;
+        let share = (descriptors - reserve) / workers.max(1) as u64;
         let share = usize::try_from(share).unwrap_or(usize::MAX);
-        Self { connections: share.clamp(1, limits::CONNECTIONS_PER_LISTENER), descriptors }
+        let upstreams = (share / 16).clamp(1, limits::UPSTREAMS);
+        let app_connections = (share / 3).clamp(1, limits::APP_CONNECTIONS);
+        let worker_connections = share
+            .saturating_sub(upstreams + app_connections)
+            .clamp(SHARING.len(), SHARING.len() * limits::CONNECTIONS_PER_LISTENER);
+        let sure_connections = (worker_connections / 16).clamp(1, limits::SURE_CONNECTIONS);
+        let others = (SHARING.len() - 1) * sure_connections;
+        let connections = (worker_connections - others).min(limits::CONNECTIONS_PER_LISTENER);
+        Self { connections, worker_connections, sure_connections, app_connections, upstreams, descriptors }
     }
 
-    /// Raises the process's soft limit of descriptors to its hard one, as Go's runtime does, and shares them out.
-    pub(crate) fn of_this_process(workers: usize, listeners: usize) -> Self {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let now = getrlimit(Resource::Nofile);
-        let raised = Rlimit { current: now.maximum, maximum: now.maximum };
-        // A system that does not let it happen leaves the limit as it was.
-        let _ = setrlimit(Resource::Nofile, raised);
-        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let admission = Self::shared(descriptors, workers, listeners);
+    /// The same, and says where they are few.
+    pub(crate) fn of(descriptors: u64, workers: usize) -> Self {
+        let admission = Self::shared(descriptors, workers);
         if admission.connections < limits::CONNECTIONS_PER_LISTENER {
             tracing::warn!(
-                target: "kiro::start", descriptors, workers, listeners, connections = admission.connections,
-                wanted = limits::CONNECTIONS_PER_LISTENER,
+                target: "kiro::start", descriptors, workers, connections = admission.connections,
+                app_connections = admission.app_connections, wanted = limits::CONNECTIONS_PER_LISTENER,
                 "few file descriptors: each worker serves fewer connections at a listener; raise the hard limit of `ulimit -n` (Compose: `ulimits: nofile`)"
             );
         }
@@ -187,6 +238,10 @@ impl Admission {
     pub(crate) fn bound(&self, limit: Limit) -> u64 {
         match limit {
             Limit::Connections => self.connections as u64,
+            Limit::WorkerConnections => self.worker_connections as u64,
+            Limit::AppConnections => self.app_connections as u64,
+            Limit::Upstreams => self.upstreams as u64,
+            Limit::PeerConnections => limits::CONNECTIONS_PER_PEER as u64,
             Limit::AdminConnections => limits::ADMIN_CONNECTIONS as u64,
             Limit::Descriptors => self.descriptors,
             Limit::Handshakes => limits::HANDSHAKES_PER_LISTENER as u64,
@@ -195,236 +250,6 @@ impl Admission {
             Limit::StreamWaiters => limits::STREAM_WAITERS as u64,
             Limit::HeaderBytes => limits::HEADER_BYTES as u64,
         }
-    }
-}
-
-/// The places that one worker has at one listener.
-#[derive(Debug)]
-pub(crate) struct Places {
-    listener: Listener,
-    bound: usize,
-    taken: RefCell<HashMap<u64, Weak<Place>>>,
-    /// Those that were told to make room and have not left yet.
-    leaving: Cell<usize>,
-    next: Cell<u64>,
-    metrics: Arc<Metrics>,
-}
-
-impl Places {
-    /// Places at a listener of a worker.
-    pub(crate) fn new(listener: Listener, bound: usize, metrics: &Arc<Metrics>) -> Rc<Self> {
-        Rc::new(Self {
-            listener,
-            bound,
-            taken: RefCell::default(),
-            leaving: Cell::new(0),
-            next: Cell::new(0),
-            metrics: Arc::clone(metrics),
-        })
-    }
-
-    /// A place for a connection. Where all are taken, those that have carried no request for longest make room: silent ones, ones that
-    /// are still at their handshake or in their first head, and kept ones.
-    pub(crate) fn take(self: &Rc<Self>, remote: SocketAddr) -> Option<Rc<Place>> {
-        let connections = self.metrics.connections(self.listener);
-        if self.is_full() {
-            self.metrics.limit_hit(Limit::Connections);
-            self.make_room();
-            if self.is_full() {
-                connections.refused.inc();
-                return None;
-            }
-        }
-        connections.accepted.inc();
-        connections.open.inc();
-        let key = self.next.get();
-        self.next.set(key.wrapping_add(1));
-        let place = Rc::new(Place {
-            remote,
-            listener: self.listener,
-            key,
-            busy: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-            owed: Cell::new(0),
-            takes: Cell::new(0),
-            told_to_leave: Cell::new(false),
-            leave: Notify::new(),
-            places: Rc::clone(self),
-        });
-        self.taken.borrow_mut().insert(key, Rc::downgrade(&place));
-        Some(place)
-    }
-
-    fn is_full(&self) -> bool {
-        self.taken.borrow().len().saturating_sub(self.leaving.get()) >= self.bound
-    }
-
-    fn make_room(&self) {
-        let taken = self.taken.borrow();
-        let mut idle: Vec<_> = taken
-            .values()
-            .filter_map(Weak::upgrade)
-            .filter_map(|place| Some((place.idle_for()?, place)))
-            .filter(|(idle, place)| *idle >= limits::ROOM_MADE_AFTER && !place.told_to_leave.get())
-            .collect();
-        idle.sort_unstable_by_key(|(idle, place)| (Reverse(*idle), place.key));
-        let count = limits::ROOM_MADE_AT_A_TIME.min(self.bound.div_ceil(4));
-        for (_, place) in idle.into_iter().take(count) {
-            place.told_to_leave.set(true);
-            self.leaving.set(self.leaving.get() + 1);
-            self.metrics.connections(self.listener).evicted.inc();
-            place.leave.notify_one();
-        }
-    }
-}
-
-/// An accepted connection's place; whoever keeps the connection, or what was made of it, keeps this.
-#[derive(Debug)]
-pub(crate) struct Place {
-    /// The address at the other end.
-    pub(crate) remote: SocketAddr,
-    /// Where it came in.
-    pub(crate) listener: Listener,
-    key: u64,
-    /// Exchanges that are under way on it.
-    busy: Cell<u32>,
-    idle_since: Cell<Instant>,
-    /// Answers on it with something that the client has not taken.
-    owed: Cell<u32>,
-    /// Grows with whatever the client takes.
-    takes: Cell<u64>,
-    told_to_leave: Cell<bool>,
-    leave: Notify,
-    places: Rc<Places>,
-}
-
-impl Place {
-    /// An exchange has begun on the connection.
-    pub(crate) fn begun(&self) {
-        self.busy.set(self.busy.get() + 1);
-    }
-
-    /// One has ended.
-    pub(crate) fn ended(&self) {
-        self.busy.set(self.busy.get().saturating_sub(1));
-        self.idle_since.set(Instant::now());
-    }
-
-    /// For how long it has carried no request; absent while it carries one.
-    pub(crate) fn idle_for(&self) -> Option<Duration> {
-        (self.busy.get() == 0).then(|| self.idle_since.get().elapsed())
-    }
-
-    /// An answer has, or no longer has, something that the client has not taken.
-    pub(crate) fn owes(&self, owed: bool) {
-        let now = self.owed.get();
-        self.owed.set(if owed { now + 1 } else { now.saturating_sub(1) });
-    }
-
-    /// The client takes, or is ready to take, a piece of an answer.
-    pub(crate) fn taken(&self) {
-        self.takes.set(self.takes.get().wrapping_add(1));
-    }
-
-    /// Returns when there were answers for [`limits::BODY_IDLE`] of which the client took nothing.
-    pub(crate) async fn not_read(&self) {
-        const LOOKS: u32 = 4;
-        let (mut seen, mut quiet) = (self.takes.get(), 0);
-        while quiet < LOOKS {
-            tokio::time::sleep(limits::BODY_IDLE / LOOKS).await;
-            let took = self.takes.get() != seen;
-            seen = self.takes.get();
-            quiet = if took || self.owed.get() == 0 { 0 } else { quiet + 1 };
-        }
-    }
-
-    /// Returns when the connection is to make room.
-    pub(crate) async fn told_to_leave(&self) {
-        self.leave.notified().await;
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.told_to_leave.get() {
-            self.places.leaving.set(self.places.leaving.get().saturating_sub(1));
-        }
-        self.places.taken.borrow_mut().remove(&self.key);
-        self.places.metrics.connections(self.listener).open.dec();
-    }
-}
-
-/// Lets so many handshakes with clients run at a time, at one listener of a worker. Where all turns are taken, whoever has had his for
-/// longest makes room, once he has had time enough for an honest one: a crowd that stands still in its handshakes keeps nobody out.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    /// The oldest first.
-    under_way: RefCell<VecDeque<Rc<Handshake>>>,
-    freed: Notify,
-    metrics: Arc<Metrics>,
-}
-
-/// A handshake that is under way.
-#[derive(Debug)]
-pub(crate) struct Handshake {
-    since: Instant,
-    /// Told to make room.
-    pub(crate) leave: Notify,
-}
-
-/// The right to run a handshake with a client.
-pub(crate) struct HandshakeTurn<'a> {
-    pub(crate) gate: &'a Gate,
-    pub(crate) under_way: Rc<Handshake>,
-    pub(crate) _counted: UnderWay,
-}
-
-impl Gate {
-    /// An empty one.
-    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
-        Self { under_way: RefCell::default(), freed: Notify::new(), metrics: Arc::clone(metrics) }
-    }
-
-    /// Waits for a turn; the caller limits the wait.
-    pub(crate) async fn turn(&self) -> (&Self, Rc<Handshake>) {
-        let mut counted = false;
-        loop {
-            let freed = self.freed.notified();
-            let oldest = {
-                let mut under_way = self.under_way.borrow_mut();
-                let oldest = under_way.front().filter(|_| under_way.len() >= limits::HANDSHAKES_PER_LISTENER);
-                let oldest = oldest.map(|oldest| oldest.since);
-                if oldest.is_some() && !counted {
-                    counted = true;
-                    self.metrics.limit_hit(Limit::Handshakes);
-                }
-                let old = oldest.filter(|since| since.elapsed() >= limits::ROOM_MADE_AFTER);
-                if old.is_some()
-                    && let Some(oldest) = under_way.pop_front()
-                {
-                    oldest.leave.notify_one();
-                }
-                match oldest {
-                    Some(since) if old.is_none() => since,
-                    _ => {
-                        let handshake = Rc::new(Handshake { since: Instant::now(), leave: Notify::new() });
-                        under_way.push_back(Rc::clone(&handshake));
-                        return (self, handshake);
-                    }
-                }
-            };
-            tokio::select! {
-                () = freed => {}
-                () = tokio::time::sleep_until(oldest + limits::ROOM_MADE_AFTER) => {}
-            }
-        }
-    }
-}
-
-impl Drop for HandshakeTurn<'_> {
-    fn drop(&mut self) {
-        self.gate.under_way.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.under_way));
-        self.gate.freed.notify_one();
     }
 }
 
@@ -437,51 +262,39 @@ mod tests {
         for (place, listener) in Listener::ALL.into_iter().enumerate() {
             assert_eq!(listener as usize, place, "{listener:?}");
         }
+        for (place, listener) in SHARING.into_iter().enumerate() {
+            assert_eq!(listener as usize, place, "{listener:?}");
+        }
         for (place, limit) in Limit::ALL.into_iter().enumerate() {
             assert_eq!(limit as usize, place, "{limit:?}");
         }
     }
 
+    /// All that the workers may have open comes to no more than the descriptors, whatever their number.
     #[test]
-    fn descriptors_are_shared_out_between_listeners() {
-        let connections =
-            |descriptors, workers, listeners| Admission::shared(descriptors, workers, listeners).connections;
-        assert_eq!(connections(1_048_576, 2, 4), limits::CONNECTIONS_PER_LISTENER);
-        assert_eq!(connections(u64::MAX, 64, 4), limits::CONNECTIONS_PER_LISTENER);
-        assert_eq!(connections(1024, 2, 4), (1024 - 256) / 2 / 8);
-        // However few there are, one connection at a time is served.
-        assert_eq!(connections(16, 8, 4), 1);
-        assert_eq!(connections(0, 1, 1), 1);
+    fn descriptors_never_run_out() {
+        for workers in [1, 2, 7, 64] {
+            for descriptors in [1024, 4096, 20_000, 65_536, 1 << 20, u64::MAX] {
+                let admission = Admission::shared(descriptors, workers);
+                let Admission { worker_connections, app_connections, upstreams, .. } = admission;
+                if workers == 64 && descriptors == 1024 {
+                    // Twelve descriptors a worker; it still serves one connection at each listener.
+                    continue;
+                }
+                let most = (worker_connections + app_connections + upstreams) * workers;
+                assert!(most as u64 + limits::DESCRIPTOR_RESERVE <= descriptors, "{admission:?}");
+                assert!(admission.sure_connections * SHARING.len() <= worker_connections, "{admission:?}");
+            }
+        }
     }
 
-    fn places(bound: usize) -> (Rc<Places>, Arc<Metrics>) {
-        let log = kiro_telemetry::log::LogSink::new(std::io::sink(), kiro_telemetry::log::Format::Json, None);
-        let tracing = kiro_telemetry::trace::Tracing::off();
-        let metrics = Metrics::new(log.unwrap(), tracing, 1, Admission::shared(1024, 1, 1), Arc::default());
-        (Places::new(Listener::Ingress, bound, &metrics), metrics)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn connections_without_a_request_make_room_and_others_do_not() {
-        let (places, metrics) = places(4);
-        let remote = SocketAddr::from(([127, 0, 0, 1], 1));
-        let take = || places.take(remote);
-        let (busy, first, second, third) =
-            (take().unwrap(), take().unwrap(), take().unwrap(), take().unwrap());
-        busy.begun();
-        assert!(take().is_none(), "all have just come");
-        tokio::time::advance(limits::ROOM_MADE_AFTER).await;
-        second.ended();
-        let fifth = take().unwrap();
-        // A quarter of the places at a time: the one that was idle for longest.
-        first.told_to_leave().await;
-        assert!(take().is_some_and(|_| true), "the third one makes room as well");
-        third.told_to_leave().await;
-        assert!(take().is_some(), "whoever held that place has left it");
-        drop((busy, first, second, third, fifth));
-        assert_eq!(metrics.connections(Listener::Ingress).open.get(), 0);
-        assert_eq!(metrics.connections(Listener::Ingress).evicted.get(), 2);
-        assert_eq!(metrics.connections(Listener::Ingress).refused.get(), 1);
-        assert_eq!(places.leaving.get(), 0);
+    #[test]
+    fn a_listener_may_have_what_the_others_do_not_use() {
+        let connections = |descriptors, workers| Admission::shared(descriptors, workers).connections;
+        assert_eq!(connections(20_000, 1), limits::CONNECTIONS_PER_LISTENER);
+        assert_eq!(connections(u64::MAX, 64), limits::CONNECTIONS_PER_LISTENER);
+        assert_eq!(connections(1024, 2), 176);
+        // However few there are, one connection at a time is served at each.
+        assert_eq!((connections(16, 8), connections(0, 1)), (1, 1));
     }
 }

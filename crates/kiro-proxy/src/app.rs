@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -25,6 +26,7 @@ use tokio_rustls::client::TlsStream;
 pub(crate) use self::answer::AppAnswer;
 use self::http1::{AppPool, Sending};
 use self::http2::AppConnections;
+use crate::admission::{Limit, Seat, Seats};
 use crate::body::AppBody;
 use crate::exchange::{Exchange, Progress};
 use crate::h2_io::H2Io;
@@ -32,7 +34,7 @@ use crate::header_size;
 use crate::headers::{self, Kind};
 use crate::interim::Interim;
 use crate::limits;
-use crate::metrics::Leg;
+use crate::metrics::{Leg, Metrics, OpenConnection};
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 use crate::spans;
@@ -45,12 +47,42 @@ use crate::worker::Worker;
 pub(crate) struct App {
     pub(crate) http1: AppPool,
     pub(crate) http2: AppConnections,
+    /// All of them, tunnels included.
+    seats: Arc<Seats>,
 }
 
 impl App {
-    /// No connection yet.
-    pub(crate) fn new() -> Self {
-        Self { http1: AppPool::new(), http2: AppConnections::new() }
+    /// No connection yet, and never more than `bound`.
+    pub(crate) fn new(bound: usize) -> Self {
+        let seats = Seats::new(bound);
+        Self { http1: AppPool::new(&seats), http2: AppConnections::new(), seats }
+    }
+
+    /// What `find` has at once, or within a moment; nobody overtakes those who wait.
+    async fn within_bound<T>(
+        &self,
+        metrics: &Metrics,
+        mut find: impl FnMut() -> Option<T>,
+    ) -> Result<T, Refused> {
+        let waiting = self.seats.waiting();
+        if waiting == 0
+            && let Some(found) = find()
+        {
+            return Ok(found);
+        }
+        metrics.limit_hit(Limit::AppConnections);
+        let all = self.seats.bound;
+        if waiting >= limits::STREAM_WAITERS {
+            let cause =
+                format!("all {all} connections to the application are in use, and {waiting} wait for one");
+            return Err(Refused::new(Reject::QueueFull, cause));
+        }
+        let found = tokio::time::timeout(limits::APP_WAIT, self.seats.wait_for(find)).await;
+        found.map_err(|_| {
+            let wait = limits::APP_WAIT.as_millis();
+            let cause = format!("all {all} connections to the application were in use for {wait} ms");
+            Refused::new(Reject::QueueFull, cause)
+        })
     }
 
     /// Lets all idle connections go, and those in use after their answers: the identity has changed.
@@ -176,7 +208,7 @@ pub(crate) async fn send(
     let sending = outgoing.sending(worker, exchange, interim);
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
-            let answered = http2::send(worker, &state, sending).await?;
+            let answered = http2::send(worker, sending).await?;
             let http2::Answered { response, slot, upload, .. } = answered;
             Ok(response.map(|recv| AppAnswer::http2(recv, slot, upload)))
         }
@@ -216,7 +248,7 @@ pub(crate) async fn websocket(
     let sending = outgoing.sending(worker, exchange, &interim);
     match state.service.app.protocol {
         Protocol::H2 | Protocol::Grpc => {
-            let answered = http2::send(worker, &state, sending).await?;
+            let answered = http2::send(worker, sending).await?;
             let http2::Answered { response, slot, upload, send } = answered;
             match (response.status().is_success(), send) {
                 (true, Some(send)) => {
@@ -341,14 +373,21 @@ pub(crate) async fn within<F: Future>(
     }
 }
 
-/// Opens a TCP connection to the application.
-pub(crate) async fn tcp(worker: &Worker, state: &State) -> Result<TcpStream, Refused> {
+/// Opens a TCP connection to the application, which counts for as long as it is open.
+pub(crate) async fn tcp(worker: &Worker, state: &State) -> Result<(TcpStream, OpenConnection), Refused> {
+    let seats = &worker.app.seats;
+    let seat = worker.app.within_bound(&worker.metrics, || seats.take()).await?;
+    dial(worker, state, seat).await
+}
+
+/// The same with a seat that was had before.
+async fn dial(worker: &Worker, state: &State, seat: Seat) -> Result<(TcpStream, OpenConnection), Refused> {
     let address = address(worker, state);
     let connected = tokio::time::timeout(limits::CONNECT, TcpStream::connect(address)).await;
     match connected {
         Ok(Ok(stream)) => {
             let _ = stream.set_nodelay(true);
-            Ok(stream)
+            Ok((stream, OpenConnection::to_app(&worker.metrics, seat)))
         }
         Ok(Err(error)) => {
             Err(Refused::new(Reject::AppConnect, format!("the application at {address}: {error}")))

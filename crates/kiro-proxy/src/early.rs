@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::frames::others_first;
 use crate::limits;
+use crate::metrics::OpenConnection;
 
 /// A connection to the application.
 #[derive(Debug)]
@@ -25,12 +26,14 @@ pub(crate) struct EarlyAnswer {
     deaf: bool,
     /// Bytes read since it was last the others' turn.
     turn_bytes: usize,
+    /// Here, so that it counts as open for as long as it is, whatever it carries.
+    _open: OpenConnection,
 }
 
 impl EarlyAnswer {
     /// Wraps a connection.
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, deaf: false, turn_bytes: 0 }
+    pub(crate) fn new(stream: TcpStream, open: OpenConnection) -> Self {
+        Self { stream, deaf: false, turn_bytes: 0, _open: open }
     }
 
     fn written(&mut self, length: usize, outcome: io::Result<usize>) -> io::Result<usize> {
@@ -97,12 +100,16 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::admission::{Admission, Seats};
+    use crate::metrics::Metrics;
 
     #[tokio::test]
     async fn what_was_answered_is_read_although_nobody_reads_the_request_any_more() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut stream = EarlyAnswer::new(stream);
+        let metrics = Metrics::of_a_test(1, Admission::shared(1024, 1));
+        let open = OpenConnection::to_app(&metrics, Seats::new(1).take().unwrap());
+        let mut stream = EarlyAnswer::new(stream, open);
         stream.write_all(b"the beginning").await.unwrap();
         let (mut app, _) = listener.accept().await.unwrap();
         app.readable().await.unwrap();

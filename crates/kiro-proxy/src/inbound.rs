@@ -26,7 +26,7 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use crate::abuse::{self, Reason as Abuse};
-use crate::admission::Place;
+use crate::admission::{Limit, PeerSeat, Place};
 use crate::answer;
 use crate::app::{self, AppAnswer, Handshake};
 use crate::body::{AppBody, BodyError, PeerBody, VerifiedBody};
@@ -52,6 +52,8 @@ pub(crate) struct PeerConnection {
     via: Rc<Via>,
     caller_value: HeaderValue,
     verifier: RefCell<Verifier>,
+    /// Among the connections of this peer.
+    _seat: PeerSeat,
 }
 
 impl PeerConnection {
@@ -92,6 +94,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place
     let Some(established) = worker.accept(Direction::Inbound, turn, handshake).await else { return };
     // The listener requires a certificate, so a handshake without a peer can't come this far.
     let Some(peer) = established.peer.map(|id| id.service) else { return };
+    let Some(seat) = worker.peers.take(&peer) else { return too_many(&worker, &peer, &place) };
     let Ok(caller_value) = HeaderValue::from_str(peer.as_str()) else { return };
     let exporter = kiro_tls::exporter(established.stream.get_ref().1);
     let keys = exporter.iter().flat_map(|exporter| verifying_keys(&state, &peer, exporter)).collect();
@@ -107,9 +110,24 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, place: Rc<Place
         via: Rc::new(via),
         caller_value,
         verifier: RefCell::new(Verifier::new(keys)),
+        _seat: seat,
     });
     drop(state);
     http2(Rc::clone(&worker), connection, established.stream, renewed).await;
+}
+
+/// Turns a connection away whose peer has as many as it may.
+fn too_many(worker: &Worker, peer: &ServiceName, place: &Place) {
+    worker.metrics.limit_hit(Limit::PeerConnections);
+    let Some(suppressed) = worker.metrics.connections(place.listener).lines.take(Instant::now().into())
+    else {
+        return;
+    };
+    tracing::warn!(
+        target: "kiro::inbound", service = %worker.snapshot().me, %peer, remote = %place.remote,
+        most = limits::CONNECTIONS_PER_PEER, suppressed = (suppressed > 0).then_some(suppressed),
+        "connection refused: its peer has too many to this worker; are there more replicas than that, or does it leave them behind?"
+    );
 }
 
 fn verifying_keys(
@@ -458,9 +476,11 @@ mod tests {
         for said in [&PREFACE[..0], &PREFACE[..23]] {
             let trial = Trial::new();
             let (client, server) = tokio::io::duplex(4096);
+            let peer = ServiceName::parse("callee").unwrap();
             let connection = PeerConnection {
-                peer: ServiceName::parse("callee").unwrap(),
-                via: trial.via(Direction::Inbound),
+                _seat: trial.worker.peers.take(&peer).unwrap(),
+                peer,
+                via: trial.via(Direction::Inbound).await,
                 caller_value: HeaderValue::from_static("callee"),
                 verifier: RefCell::new(Verifier::new(Vec::new())),
             };

@@ -55,6 +55,7 @@ pub mod framing;
 pub mod memory;
 pub mod process;
 
+pub use admission::process_descriptors;
 pub use listen::BindError;
 pub use reject::{CODES, Origin, Reject, by_code};
 pub use settings::{Listen, LocalHost, MeshSource, PEER_PORT, Settings, default_workers};

@@ -9,7 +9,28 @@ use std::time::Duration;
 /// rest, `HEADER_BYTES` and the HTTP library's sixteen kilobytes for each of them, for as long as [`HEAD`] lets him.
 pub(crate) const CONNECTIONS_PER_LISTENER: usize = 10_240;
 
-/// File descriptors that are nobody's share: listeners, logs, files that are polled, DNS, the collector, admin.
+/// Connections that each listener of a worker is sure of, whatever crowd there is at the others: sidecars need a few each, an
+/// application its own pool.
+pub(crate) const SURE_CONNECTIONS: usize = 256;
+
+/// Connections of one worker to the application: one for each HTTP/1 client of a listener that is full. Applications have a bound of
+/// their own, and most a lower one.
+pub(crate) const APP_CONNECTIONS: usize = 10_240;
+
+/// How long a request waits for a connection to the application where all are in use: what a burst needs to pass. Who waits longer
+/// only adds to the load.
+pub(crate) const APP_WAIT: Duration = Duration::from_secs(1);
+
+/// Connections of one worker to other sidecars, of which each carries [`STREAMS_PER_CONNECTION`] requests at a time: far more than a
+/// service has callees.
+pub(crate) const UPSTREAMS: usize = 256;
+
+/// Connections that other sidecars of one identity may have to one worker. Each of their workers needs one, and one more while an
+/// old one ends: enough for thirty replicas with two workers each, all of which the kernel may have given to this worker.
+pub(crate) const CONNECTIONS_PER_PEER: usize = 128;
+
+/// File descriptors that are nobody's share: admin and health with [`ADMIN_CONNECTIONS`] each, listeners, logs, files that are polled,
+/// DNS, the collector, and one connection a listener that was accepted and may have to be closed for want of a place.
 pub(crate) const DESCRIPTOR_RESERVE: u64 = 256;
 
 /// Log lines that strangers can cause at one listener: so many at once, enough to see what they are.

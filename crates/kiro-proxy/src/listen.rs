@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
-use crate::admission::{Limit, Listener, Place, Places};
+use crate::admission::{Limit, Listener, Place};
 use crate::drain::Phase;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -104,7 +104,6 @@ pub(crate) async fn accept<F>(
 ) where
     F: Future<Output = ()> + 'static,
 {
-    let places = Places::new(name, worker.metrics.admission().connections, &worker.metrics);
     let mut ended = std::pin::pin!(worker.phase.reached(until));
     loop {
         let accepted = tokio::select! {
@@ -120,7 +119,7 @@ pub(crate) async fn accept<F>(
                 continue;
             }
         };
-        let Some(place) = places.take(remote) else { continue };
+        let Some(place) = worker.places.take(name, remote).await else { continue };
         let _ = stream.set_nodelay(true);
         notice_dead_peers(&stream);
         // Boxed, or the task would have room for it twice: where it is captured and where it is awaited.

@@ -20,7 +20,7 @@ use kiro_telemetry::trace::Tracing;
 use prometheus_client::registry::Registry;
 
 use crate::abuse::Reason;
-use crate::admission::{Admission, Limit, Listener};
+use crate::admission::{Admission, Limit, Listener, Seat};
 use crate::exchange::Direction;
 use crate::limits;
 use crate::reject::CODES;
@@ -249,20 +249,22 @@ impl Default for Dialled {
 }
 
 /// A dialled connection, which counts as open until this is dropped.
+#[derive(Debug)]
 pub(crate) struct OpenConnection {
     metrics: Arc<Metrics>,
     of: fn(&Metrics) -> &Dialled,
+    _seat: Seat,
 }
 
 impl OpenConnection {
     /// One to another sidecar.
-    pub(crate) fn to_peer(metrics: &Arc<Metrics>) -> Self {
-        Self::new(metrics, Metrics::upstream)
+    pub(crate) fn to_peer(metrics: &Arc<Metrics>, seat: Seat) -> Self {
+        Self::new(metrics, Metrics::upstream, seat)
     }
 
     /// One to the application.
-    pub(crate) fn to_app(metrics: &Arc<Metrics>) -> Self {
-        Self::new(metrics, Metrics::app)
+    pub(crate) fn to_app(metrics: &Arc<Metrics>, seat: Seat) -> Self {
+        Self::new(metrics, Metrics::app, seat)
     }
 
     /// Where it is counted.
@@ -279,9 +281,9 @@ impl OpenConnection {
         dialled.lines.take(Instant::now())
     }
 
-    fn new(metrics: &Arc<Metrics>, of: fn(&Metrics) -> &Dialled) -> Self {
+    fn new(metrics: &Arc<Metrics>, of: fn(&Metrics) -> &Dialled, seat: Seat) -> Self {
         of(metrics).opened.inc();
-        Self { metrics: Arc::clone(metrics), of }
+        Self { metrics: Arc::clone(metrics), of, _seat: seat }
     }
 }
 
@@ -358,6 +360,13 @@ impl Metrics {
         let mut registry = Registry::default();
         collect::register(&mut registry, Arc::clone(&counts), log, tracing);
         Arc::new(Self { counts, registry: Mutex::new(registry) })
+    }
+
+    /// Counts that nobody reads but a test.
+    #[cfg(test)]
+    pub(crate) fn of_a_test(workers: usize, admission: Admission) -> Arc<Self> {
+        let log = LogSink::new(std::io::sink(), kiro_telemetry::log::Format::Json, None).unwrap();
+        Self::new(log, Tracing::off(), workers, admission, Arc::default())
     }
 
     /// The counts of an edge, made on first use; called when a mesh file is read, never for a request.

@@ -174,6 +174,7 @@ fn settings(arguments: Arguments) -> Settings {
         peer_port: arguments.peer_port,
         app_host: arguments.app_host,
         workers: arguments.workers,
+        descriptors: None,
         pod: arguments.pod_addr,
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         log_format: arguments.log_format,

@@ -28,6 +28,8 @@ pub struct Settings {
     pub app_host: IpAddr,
     /// Threads that serve requests.
     pub workers: usize,
+    /// File descriptors that are this sidecar's share, where it has the process not for itself.
+    pub descriptors: Option<u64>,
     /// The pod process that says when to drain, where there is one.
     pub pod: Option<SocketAddr>,
     /// How long a drain may take.

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::admin::{self, Audience, View};
-use crate::admission::{Admission, Listener};
+use crate::admission::{Admission, Listener, process_descriptors};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
 use crate::edge::Edges;
@@ -114,9 +114,6 @@ fn own(path: PathBuf, text: &str, service: &ServiceName) -> Result<Mesh, StartEr
     }
 }
 
-/// Listeners that share the descriptors of a worker: outbound, inbound, and the two of the ingress.
-const LISTENERS: usize = 4;
-
 /// A sidecar that runs.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -153,7 +150,8 @@ impl Sidecar {
         let (print, mesh) = read_own(&settings.mesh, &settings.service)?;
         let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
         let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
-        let admission = Admission::of_this_process(settings.workers, LISTENERS);
+        let admission =
+            Admission::of(settings.descriptors.unwrap_or_else(process_descriptors), settings.workers);
         let edges: Arc<Edges> = Arc::default();
         let metrics =
             Metrics::new(log.clone(), tracing.clone(), settings.workers, admission, Arc::clone(&edges));

@@ -14,7 +14,7 @@ use kiro_tls::{Material, SidecarFiles, SidecarIdentity, SidecarSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 
-use crate::admission::{Admission, Listener, Places};
+use crate::admission::{Admission, Listener};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
 use crate::exchange::{Direction, Via};
@@ -58,8 +58,8 @@ impl Trial {
         let expected = SpiffeId::sidecar(&mesh.trust_domain, &service);
         let identity = Arc::new(SidecarIdentity::from_files(&files, &expected).unwrap());
         let log = LogSink::new(std::io::sink(), Format::Json, None).unwrap();
-        let metrics = Metrics::new(log.clone(), Tracing::off(), 1, Admission::shared(1 << 20, 1, 4));
-        let state = State::build(1, &service, &mesh, identity, &metrics).unwrap();
+        let metrics = Metrics::of_a_test(1, Admission::shared(1 << 20, 1));
+        let state = State::build(1, &service, &mesh, identity, &metrics, &Arc::default()).unwrap();
         let (states, states_seen) = watch::channel(Arc::new(state));
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let settings = Settings {
@@ -70,6 +70,7 @@ impl Trial {
             peer_port: PEER_PORT,
             app_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             workers: 1,
+            descriptors: None,
             pod: None,
             drain_timeout: Duration::ZERO,
             log_format: Format::Json,
@@ -80,21 +81,21 @@ impl Trial {
             log,
             tracing: Tracing::off(),
             metrics,
-            resolver: Resolver::start(),
+            resolver: Resolver::start(PEER_PORT),
             phase: PhaseWatch(phase_seen),
         };
         Self { worker: Worker::new(&parts, 0), _states: states, _phase: phase }
     }
 
     /// A connection that came by one of its listeners.
-    pub(crate) fn via(&self, direction: Direction) -> Rc<Via> {
+    pub(crate) async fn via(&self, direction: Direction) -> Rc<Via> {
         let listener = match direction {
             Direction::Outbound => Listener::Outbound,
             Direction::Inbound => Listener::Inbound,
             Direction::Ingress => Listener::Ingress,
         };
         let remote = SocketAddr::from(([127, 0, 0, 1], 1));
-        let place = Places::new(listener, 4, &self.worker.metrics).take(remote).unwrap();
+        let place = self.worker.places.take(listener, remote).await.unwrap();
         Rc::new(Via { direction, caller: None, caller_proof: "none", place, tunnelled: false })
     }
 

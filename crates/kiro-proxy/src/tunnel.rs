@@ -22,6 +22,7 @@ use crate::app::{self, AppStream};
 use crate::drain::Phase;
 use crate::exchange::{Direction, Exchange, Progress};
 use crate::flow::{self, Broke};
+use crate::metrics::OpenConnection;
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 use crate::state::Snapshot;
@@ -137,7 +138,7 @@ pub(crate) struct Accepted {
 }
 
 enum Io {
-    Tcp(tokio::net::TcpStream),
+    Tcp(TcpStream, OpenConnection),
     WebSocket(AppStream),
 }
 
@@ -153,8 +154,8 @@ pub(crate) async fn to_app(
     let state = Rc::clone(exchange.state());
     exchange.upstream(app::address(worker, &state));
     exchange.attempt();
-    let stream = app::tcp(worker, &state).await?;
-    Ok(Accepted { io: Io::Tcp(stream), recv, answer: Response::new(()), registered })
+    let (stream, open) = app::tcp(worker, &state).await?;
+    Ok(Accepted { io: Io::Tcp(stream, open), recv, answer: Response::new(()), registered })
 }
 
 /// Registers a WebSocket that the application has opened. Extended CONNECT answers 200, whatever the application's HTTP has for it
@@ -183,7 +184,7 @@ pub(crate) async fn inbound(
     let Ok(send) = respond.send_response(accepted.answer, false) else { return };
     let streams = (accepted.recv, send);
     match accepted.io {
-        Io::Tcp(io) => join_tcp(worker, io, streams, &accepted.registered, exchange).await,
+        Io::Tcp(io, _open) => join_tcp(worker, io, streams, &accepted.registered, exchange).await,
         Io::WebSocket(io) => join(worker, io, streams, &accepted.registered, exchange).await,
     }
 }

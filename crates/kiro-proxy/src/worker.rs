@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
-use crate::admission::{Gate, HandshakeTurn, Limit};
+use crate::admission::{Gate, HandshakeTurn, Limit, Peers, Places};
 use crate::app::App;
 use crate::discover::{Names, Resolver};
 use crate::drain::PhaseWatch;
@@ -39,6 +39,10 @@ pub(crate) struct Worker {
     pub(crate) tracing: Tracing,
     /// Counts go here.
     pub(crate) metrics: Arc<Metrics>,
+    /// Who was accepted.
+    pub(crate) places: Rc<Places>,
+    /// The connections of other sidecars, by identity.
+    pub(crate) peers: Peers,
     /// Connections to peers.
     pub(crate) upstreams: Upstreams,
     /// Connections to the application.
@@ -77,6 +81,7 @@ impl Worker {
     /// Makes a worker on its own thread.
     pub(crate) fn new(parts: &Parts, number: usize) -> Rc<Self> {
         let state: Arc<State> = Arc::clone(&parts.states.borrow());
+        let admission = parts.metrics.admission();
         Rc::new(Self {
             snapshot: RefCell::new(Rc::new(state)),
             log: RefCell::new(LineBuffer::new(parts.log.clone())),
@@ -84,8 +89,10 @@ impl Worker {
             log_format: parts.settings.log_format,
             tracing: parts.tracing.clone(),
             metrics: Arc::clone(&parts.metrics),
-            upstreams: Upstreams::new(),
-            app: App::new(),
+            places: Places::new(&parts.metrics),
+            peers: Peers::default(),
+            upstreams: Upstreams::new(admission.upstreams),
+            app: App::new(admission.app_connections),
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
             active: Default::default(),

@@ -16,6 +16,7 @@ mod support;
 
 mod abuse;
 mod admin;
+mod admission;
 mod bodies;
 mod callee_floods;
 mod corpus;

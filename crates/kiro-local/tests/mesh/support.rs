@@ -29,6 +29,9 @@ use tracing_subscriber::layer::SubscriberExt;
 /// How long a test waits for something that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Descriptors of a sidecar: many meshes, and their clients and applications, share the process's.
+pub(crate) const DESCRIPTORS: u64 = 4096;
+
 /// A mesh file, but for the ports.
 pub(crate) struct Spec {
     /// Lines at the top: `mode: audit`, `signatures: off`.
@@ -113,8 +116,23 @@ impl World {
         Self::start_as(spec, tracing, 1, LocalHost::with_free_ports()).await
     }
 
+    /// The same, with so many descriptors for each sidecar.
+    pub(crate) async fn start_small(spec: Spec, descriptors: u64) -> Self {
+        Self::start_within(spec, Tracing::off(), 1, LocalHost::with_free_ports(), descriptors).await
+    }
+
     /// The same, with so many workers each, and tcp services where `local` says.
     pub(crate) async fn start_as(spec: Spec, tracing: Tracing, workers: usize, local: LocalHost) -> Self {
+        Self::start_within(spec, tracing, workers, local, DESCRIPTORS).await
+    }
+
+    async fn start_within(
+        spec: Spec,
+        tracing: Tracing,
+        workers: usize,
+        local: LocalHost,
+        descriptors: u64,
+    ) -> Self {
         let ports: BTreeMap<&'static str, Ports> = spec
             .services
             .iter()
@@ -141,7 +159,7 @@ impl World {
             })
             .collect();
         let same = |_: &ServiceName| tracing.clone();
-        let options = options(&directory, &logs, places, &same, workers);
+        let options = options(&directory, &logs, places, &same, workers, descriptors);
         let mesh = LocalMesh::start(options).await.unwrap();
         Self { mesh, ports, logs, spec, directory, apps: Vec::new(), replicas: BTreeMap::new() }
     }
@@ -158,7 +176,7 @@ impl World {
             health: on(host, 0),
         };
         let off = |_: &ServiceName| Tracing::off();
-        let options = options(&self.directory, &self.logs, BTreeMap::new(), &off, 1);
+        let options = options(&self.directory, &self.logs, BTreeMap::new(), &off, 1, DESCRIPTORS);
         let name = ServiceName::parse(service).unwrap();
         let sidecar = self.mesh.replica(&name, listen, on(host, 0).ip(), &options).await.unwrap();
         self.replicas.insert((service, host), sidecar);
@@ -315,6 +333,7 @@ fn options<'a>(
     places: BTreeMap<ServiceName, Listen>,
     tracing: &'a dyn Fn(&ServiceName) -> Tracing,
     workers: usize,
+    descriptors: u64,
 ) -> MeshOptions<'a> {
     MeshOptions {
         mesh: MeshSource::Directory(directory.path().to_owned()),
@@ -324,6 +343,7 @@ fn options<'a>(
         log_format: Format::Json,
         tracing,
         workers,
+        descriptors: Some(descriptors),
         drain_timeout: Duration::from_secs(2),
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::client::Client;
-use crate::support::{PATIENCE, Spec, World, anywhere, events, eventually};
+use crate::support::{DESCRIPTORS, PATIENCE, Spec, World, anywhere, events, eventually};
 
 const ALLOW: &str =
     "  - { from: caller, to: db }\n  - { from: other, to: db }\n  - { from: caller, to: web }";
@@ -372,6 +372,7 @@ async fn stubborn_caller(world: &World, text: String) -> Sidecar {
         peer_port: PEER_PORT,
         app_host: [127, 0, 0, 1].into(),
         workers: 1,
+        descriptors: Some(DESCRIPTORS),
         pod: None,
         drain_timeout: Duration::from_secs(2),
         log_format: Format::Json,

@@ -22,7 +22,7 @@ use crate::hostile::{
     Body, Draft, HTTP1, Leaf, MESH, NO_ALPN, OLD_TLS, Peer, Speaks, client, handshake, name, other_authority,
     secrets, server, sidecar, spec,
 };
-use crate::support::{Answer, Logs, PATIENCE, Spec, World, anywhere, events, eventually};
+use crate::support::{Answer, DESCRIPTORS, Logs, PATIENCE, Spec, World, anywhere, events, eventually};
 
 /// The one line of a handshake that ended badly, by the addresses of its connection.
 async fn refusal(events: &Logs, what: &str, fits: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
@@ -397,6 +397,7 @@ async fn another_caller(world: &World, issuer: &Authority, spec: &LeafSpec) -> S
         peer_port: PEER_PORT,
         app_host: at.ip(),
         workers: 1,
+        descriptors: Some(DESCRIPTORS),
         pod: None,
         drain_timeout: Duration::from_secs(2),
         log_format: Format::Json,

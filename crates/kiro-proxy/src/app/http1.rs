@@ -19,13 +19,13 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::{AppStream, Broken, answer_fits, error_chain, within};
+use crate::admission::{Seat, Seats};
 use crate::body::AppBody;
 use crate::early::EarlyAnswer;
 use crate::exchange::Progress;
 use crate::headers;
 use crate::interim::Interim;
 use crate::limits;
-use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::state::State;
@@ -35,9 +35,13 @@ use crate::worker::Worker;
 type Sender = http1::SendRequest<AppBody>;
 
 /// Idle connections of one worker to the application, the one used last on top.
-pub(crate) struct AppPool {
-    idle: Rc<RefCell<Vec<Idle>>>,
-    epoch: Rc<Cell<u64>>,
+pub(crate) struct AppPool(Rc<Shared>);
+
+/// What the pool and the connections in use share.
+struct Shared {
+    idle: RefCell<Vec<Idle>>,
+    epoch: Cell<u64>,
+    seats: Arc<Seats>,
 }
 
 struct Idle {
@@ -50,8 +54,7 @@ struct Idle {
 pub(crate) struct AppConnection {
     sender: Sender,
     driver: Driver,
-    idle: Rc<RefCell<Vec<Idle>>>,
-    epoch: Rc<Cell<u64>>,
+    pool: Rc<Shared>,
     born: u64,
     fresh: bool,
     /// Carries no other request.
@@ -80,31 +83,37 @@ impl Drop for Driver {
 impl AppConnection {
     /// Gives the connection back: its last answer has ended.
     pub(crate) fn reuse(self) {
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.pool.idle.borrow_mut();
         if !self.spent
-            && self.born == self.epoch.get()
+            && self.born == self.pool.epoch.get()
             && !self.sender.is_closed()
             && idle.len() < limits::APP_IDLE_CONNECTIONS
         {
             idle.push(Idle { sender: self.sender, driver: self.driver, since: Instant::now() });
+            self.pool.seats.tell();
         }
     }
 }
 
 impl AppPool {
-    /// An empty pool.
-    pub(crate) fn new() -> Self {
-        Self { idle: Rc::default(), epoch: Rc::new(Cell::new(0)) }
+    /// An empty pool; its connections have `seats`.
+    pub(crate) fn new(seats: &Arc<Seats>) -> Self {
+        Self(Rc::new(Shared { idle: RefCell::default(), epoch: Cell::new(0), seats: Arc::clone(seats) }))
     }
 
     /// Lets all idle connections go, and those in use after their answer: the identity has changed.
     pub(crate) fn forget_all(&self) {
-        self.epoch.set(self.epoch.get() + 1);
-        self.idle.borrow_mut().clear();
+        self.0.epoch.set(self.0.epoch.get() + 1);
+        self.0.idle.borrow_mut().clear();
+    }
+
+    /// An idle connection, unless somebody waits for one.
+    fn kept_for_nobody_else(&self) -> Option<AppConnection> {
+        if self.0.seats.waiting() == 0 { self.kept() } else { None }
     }
 
     fn kept(&self) -> Option<AppConnection> {
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.0.idle.borrow_mut();
         while let Some(candidate) = idle.pop() {
             if candidate.since.elapsed() > limits::APP_IDLE {
                 // The rest was used even earlier.
@@ -122,9 +131,8 @@ impl AppPool {
         AppConnection {
             sender,
             driver,
-            idle: Rc::clone(&self.idle),
-            epoch: Rc::clone(&self.epoch),
-            born: self.epoch.get(),
+            pool: Rc::clone(&self.0),
+            born: self.0.epoch.get(),
             fresh,
             spent: false,
         }
@@ -179,10 +187,10 @@ pub(super) async fn send(
     drop_trailers(&mut request, worker);
     let mut told = listen(&mut request, interim);
     loop {
-        let mut connection = match worker.app.http1.kept() {
+        let mut connection = match worker.app.http1.kept_for_nobody_else() {
             Some(connection) => connection,
             // Connecting is rare and its state large, which each request would carry with it.
-            None => Box::pin(connect(worker, state)).await?,
+            None => Box::pin(kept_or_connect(worker, state)).await?,
         };
         let sent = connection.sender.try_send_request(request);
         let answer = match &mut told {
@@ -315,18 +323,34 @@ pub(super) async fn upgraded(response: &mut Response<Incoming>) -> Result<AppStr
     Ok(AppStream::Upgraded(Box::new(TokioIo::new(io))))
 }
 
-async fn connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Refused> {
-    let stream = super::tcp(worker, state).await?;
+/// What a request goes on.
+enum Way {
+    Kept(AppConnection),
+    New(Seat),
+}
+
+/// A connection that another request has left, or a new one, as soon as there may be one.
+async fn kept_or_connect(worker: &Rc<Worker>, state: &State) -> Result<AppConnection, Refused> {
+    let app = &worker.app;
+    let find = || app.http1.kept().map(Way::Kept).or_else(|| app.seats.take().map(Way::New));
+    match app.within_bound(&worker.metrics, find).await? {
+        Way::Kept(connection) => Ok(connection),
+        Way::New(seat) => connect(worker, state, seat).await,
+    }
+}
+
+async fn connect(worker: &Rc<Worker>, state: &State, seat: Seat) -> Result<AppConnection, Refused> {
+    let (stream, open) = super::dial(worker, state, seat).await?;
     let ends = super::ends(&stream);
     let case = state.service.app.header_case;
-    let (sender, driver) = match super::tls(worker, state, EarlyAnswer::new(stream), ends).await? {
-        super::Wire::Plain(stream) => handshake(worker, stream, case).await?,
-        super::Wire::Tls(stream) => handshake(worker, *stream, case).await?,
+    let (sender, driver) = match super::tls(worker, state, EarlyAnswer::new(stream, open), ends).await? {
+        super::Wire::Plain(stream) => handshake(stream, case).await?,
+        super::Wire::Tls(stream) => handshake(*stream, case).await?,
     };
     Ok(worker.app.http1.connection(sender, driver, true))
 }
 
-async fn handshake<S>(worker: &Worker, stream: S, case: HeaderCase) -> Result<(Sender, Driver), Refused>
+async fn handshake<S>(stream: S, case: HeaderCase) -> Result<(Sender, Driver), Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -337,9 +361,7 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Refused::new(Reject::AppReset, error_chain(&error)))?;
-    let open = OpenConnection::to_app(&worker.metrics);
     let driver = spawn_local(async move {
-        let _open = open;
         // What goes wrong is seen by the request that is under way; an idle connection that ends is nobody's concern.
         let _ = connection.with_upgrades().await;
     });

@@ -2,7 +2,7 @@
 //!
 //! On few connections with many streams: another one is opened where those that are open have no room.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,18 +11,18 @@ use http::{Request, Response};
 use http_body::Body;
 use kiro_core::mesh::Timeout;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::http1::Sending;
 use super::{Broken, Wire, address, answer_fits, within};
 use crate::abuse::Callee;
+use crate::admission::Limit;
 use crate::body::{AppBody, BodyError};
 use crate::exchange::Progress;
 use crate::headers;
 use crate::interim::{Answering, Interim};
 use crate::limits;
-use crate::metrics::OpenConnection;
 use crate::reject::{Refused, Reject};
 use crate::send::{Pace, Passing, send as send_body};
 use crate::state::State;
@@ -33,11 +33,31 @@ use crate::worker::Worker;
 /// Connections of one worker to an application that speaks HTTP/2.
 pub(crate) struct AppConnections {
     open: RefCell<Vec<Rc<Upstream>>>,
-    /// Whoever opens one holds this, so that a crowd does not open one each.
-    opening: Mutex<()>,
+    /// One at a time, so that a crowd does not open one each.
+    opening: RefCell<Option<Rc<Opening>>>,
     /// A stream has ended, or a connection has.
     freed: Rc<Notify>,
     waiting: Cell<usize>,
+}
+
+/// A connection that is being opened, for all who wait at that moment. It is a task of its own, so that one who goes away takes
+/// nobody else's connection with him.
+struct Opening {
+    outcome: OnceCell<Result<(), Refused>>,
+    done: Notify,
+}
+
+impl Opening {
+    async fn outcome(&self) -> Result<(), Refused> {
+        loop {
+            let done = self.done.notified();
+            match self.outcome.get() {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(refused)) => return Err(Refused::new(refused.reject, refused.cause.clone())),
+                None => done.await,
+            }
+        }
+    }
 }
 
 impl AppConnections {
@@ -45,7 +65,7 @@ impl AppConnections {
     pub(crate) fn new() -> Self {
         Self {
             open: RefCell::default(),
-            opening: Mutex::new(()),
+            opening: RefCell::default(),
             freed: Rc::default(),
             waiting: Cell::new(0),
         }
@@ -67,12 +87,13 @@ impl AppConnections {
         self.open.borrow().iter().find_map(Upstream::slot_now)
     }
 
-    /// A place for a stream on any of the connections, as soon as there is one.
-    async fn slot(&self, worker: &Rc<Worker>, state: &State) -> Result<Slot, Refused> {
+    /// A place for a stream on any of the connections, as soon as there is one. Where none can be opened, all who wait learn it at once.
+    async fn slot(&self, worker: &Rc<Worker>) -> Result<Slot, Refused> {
         if let Some(slot) = self.with_room() {
             return Ok(slot);
         }
         if self.waiting.get() >= limits::STREAM_WAITERS {
+            worker.metrics.limit_hit(Limit::StreamWaiters);
             let cause = format!("{} wait for a stream to the application", self.waiting.get());
             return Err(Refused::new(Reject::QueueFull, cause));
         }
@@ -82,46 +103,54 @@ impl AppConnections {
             if let Some(slot) = self.with_room() {
                 return Ok(slot);
             }
-            let opening = self.opening.lock().await;
-            if let Some(slot) = self.with_room() {
-                return Ok(slot);
+            match self.opening(worker) {
+                Some(opening) => tokio::select! {
+                    outcome = opening.outcome() => outcome?,
+                    () = freed => {}
+                },
+                None => freed.await,
             }
-            if self.open.borrow().len() < limits::APP_H2_CONNECTIONS {
-                // Opening is rare and its state large, which each request would carry with it.
-                let upstream = Box::pin(self.open(worker, state)).await?;
-                let slot = upstream.slot_now();
-                self.open.borrow_mut().push(upstream);
-                if let Some(slot) = slot {
-                    return Ok(slot);
-                }
-                continue;
-            }
-            drop(opening);
-            freed.await;
         }
     }
 
-    /// Opens a connection. Until its SETTINGS have come nobody knows how many streams an application takes, and those above that it
-    /// refuses.
-    async fn open(&self, worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
-        let stream = super::tcp(worker, state).await?;
-        let (address, ends) = (address(worker, state), super::ends(&stream));
-        let parts = Http2 {
-            callee: Callee { service: state.me.clone(), id: None, address },
-            signer: None,
-            refusal: Refusal::default(),
-            freed: Rc::clone(&self.freed),
-            open: OpenConnection::to_app(&worker.metrics),
-        };
-        let upstream = match super::tls(worker, state, stream, ends).await? {
-            Wire::Plain(stream) => handshake(worker, stream, parts).await?,
-            Wire::Tls(stream) => handshake(worker, *stream, parts).await?,
-        };
-        if upstream.is_settled().await {
-            Ok(upstream)
-        } else {
-            Err(Refused::new(Reject::AppReset, format!("the application at {address} does not speak HTTP/2")))
+    /// The opening of another connection, begun where none is under way; none where there are as many as there may be.
+    fn opening(&self, worker: &Rc<Worker>) -> Option<Rc<Opening>> {
+        let mut current = self.opening.borrow_mut();
+        if current.is_none() && self.open.borrow().len() < limits::APP_H2_CONNECTIONS {
+            let opening = Rc::new(Opening { outcome: OnceCell::new(), done: Notify::new() });
+            spawn_local(open_for_all(Rc::clone(worker), Rc::clone(&opening)));
+            *current = Some(opening);
         }
+        current.clone()
+    }
+}
+
+/// Opens a connection under the state of this moment and tells all who wait for it what came of that.
+async fn open_for_all(worker: Rc<Worker>, opening: Rc<Opening>) {
+    let opened = open(&worker, &worker.snapshot()).await;
+    let connections = &worker.app.http2;
+    *connections.opening.borrow_mut() = None;
+    let outcome = opened.map(|upstream| connections.open.borrow_mut().push(upstream));
+    let _ = opening.outcome.set(outcome);
+    opening.done.notify_waiters();
+}
+
+/// Opens a connection. Until its SETTINGS have come nobody knows how many streams an application takes, and those above that it
+/// refuses.
+async fn open(worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refused> {
+    let (stream, open) = super::tcp(worker, state).await?;
+    let (address, ends) = (address(worker, state), super::ends(&stream));
+    let freed = Rc::clone(&worker.app.http2.freed);
+    let callee = Callee { service: state.me.clone(), id: None, address };
+    let parts = Http2 { callee, signer: None, refusal: Refusal::default(), freed, open };
+    let upstream = match super::tls(worker, state, stream, ends).await? {
+        Wire::Plain(stream) => handshake(worker, stream, parts).await?,
+        Wire::Tls(stream) => handshake(worker, *stream, parts).await?,
+    };
+    if upstream.is_settled().await {
+        Ok(upstream)
+    } else {
+        Err(Refused::new(Reject::AppReset, format!("the application at {address} does not speak HTTP/2")))
     }
 }
 
@@ -151,16 +180,12 @@ pub(super) struct Answered {
 }
 
 /// Sends a request. What the application surely did not process goes on another connection, once.
-pub(super) async fn send(
-    worker: &Rc<Worker>,
-    state: &State,
-    sending: Sending<'_>,
-) -> Result<Answered, Refused> {
+pub(super) async fn send(worker: &Rc<Worker>, sending: Sending<'_>) -> Result<Answered, Refused> {
     let Sending { request, progress, broken, upgrade, timeout, pace, interim } = sending;
     let (head, mut body) = request.into_parts();
     let (mut again, mut unsent) = (true, 0);
     loop {
-        let slot = within(timeout, None, worker.app.http2.slot(worker, state)).await;
+        let slot = within(timeout, None, worker.app.http2.slot(worker)).await;
         let slot =
             slot.unwrap_or_else(|| Err(Refused::new(Reject::AppTimeout, "no stream with room in time")))?;
         if upgrade && !slot.upstream().takes_extended_connect() {

@@ -60,9 +60,9 @@ catalogue! {
     UPSTREAM_FAILED = Counter "kiro_upstream_connections_failed" []
         "Connections to other sidecars that could not be opened";
     APP_OPEN = Gauge "kiro_app_connections_open" []
-        "HTTP connections to the application that are open, idle ones included";
+        "Connections to the application that are open, idle ones, upgraded ones and tunnels included";
     APP_OPENED = Counter "kiro_app_connections_opened" []
-        "HTTP connections to the application that were opened";
+        "Connections to the application that were opened";
     REPLICAS = Gauge "kiro_replicas" ["to", "state"]
         "Replicas of the services that were called, by how they do";
     EJECTIONS = Counter "kiro_replica_ejections" ["to"]
@@ -178,7 +178,7 @@ mod tests {
             text.push_str(&format!("| `{label}` | {} |\n", values(label)));
         }
         text.push_str("\n## Limits\n\n`kiro_limit` shows each bound, `kiro_limit_hits_total` how often it was run into.\n\n| limit | default | what it bounds |\n|---|---|---|\n");
-        let admission = Admission::shared(u64::MAX, 1, 1);
+        let admission = Admission::shared(u64::MAX, 1);
         for limit in Limit::ALL {
             let bound = if limit == Limit::Descriptors {
                 "the system's".to_owned()

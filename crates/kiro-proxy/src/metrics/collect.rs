@@ -246,15 +246,13 @@ fn open_descriptors() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use kiro_telemetry::log::Format;
-
     use super::super::{Finished, Metrics, UNKNOWN};
     use super::*;
     use crate::admission::Admission;
+    use crate::admission::Seats;
 
     fn metrics() -> Arc<Metrics> {
-        let log = LogSink::new(std::io::sink(), Format::Json, None).unwrap();
-        Metrics::new(log, Tracing::off(), 2, Admission::shared(1 << 20, 2, 4), Arc::default())
+        Metrics::of_a_test(2, Admission::shared(1 << 20, 2))
     }
 
     #[test]
@@ -315,7 +313,8 @@ mod tests {
         metrics.handshake_ended(Leg::Peer, "ok");
         metrics.handshake_ended(Leg::Inbound, "no such code");
         metrics.abused(Listener::Inbound, Reason::RapidReset);
-        super::super::OpenConnection::to_app(metrics).abused(Reason::ControlFlood);
+        super::super::OpenConnection::to_app(metrics, Seats::new(1).take().unwrap())
+            .abused(Reason::ControlFlood);
         metrics.limit_hit(Limit::StreamWaiters);
         metrics.in_flight(0, Direction::Inbound, 2);
         metrics.in_flight(1, Direction::Inbound, 3);

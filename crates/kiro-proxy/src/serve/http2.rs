@@ -215,7 +215,7 @@ mod tests {
     async fn cut(said: &[u8]) -> (Duration, bool, u64) {
         let trial = Trial::new();
         let (client, server) = tokio::io::duplex(64 * 1024);
-        let via = trial.via(Direction::Outbound);
+        let via = trial.via(Direction::Outbound).await;
         let begin = Instant::now();
         let served = serve(Rc::clone(&trial.worker), server, via, Front::Outbound);
         let both = async { tokio::join!(served, say(client, said)) };
@@ -244,7 +244,7 @@ mod tests {
     async fn a_client_that_reads_nothing_of_its_answers_is_cut() {
         let trial = Trial::new();
         let (client, server) = tokio::io::duplex(64 * 1024);
-        let (via, begin) = (trial.via(Direction::Outbound), Instant::now());
+        let (via, begin) = (trial.via(Direction::Outbound).await, Instant::now());
         let place = Rc::clone(&via.place);
         let served = serve(Rc::clone(&trial.worker), server, via, Front::Outbound);
         // An answer is there, and stays there; its own sender is not what is looked at here.

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
 use crate::abuse::{self, Callee};
+use crate::admission::Seat;
 use crate::frames::FrameTap;
 use crate::limits;
 use crate::metrics::{Leg, OpenConnection};
@@ -33,6 +34,7 @@ pub(crate) async fn connect(
     state: &State,
     peer: &Peer,
     address: SocketAddr,
+    seat: Seat,
 ) -> Result<Rc<Upstream>, Refused> {
     let stream = tcp(address).await?;
     let tls = kiro_tls::mesh_client(&state.identity.identity, &peer.id)
@@ -75,8 +77,8 @@ pub(crate) async fn connect(
             worker.upstreams.forget(upstream);
         }
     };
-    let open = OpenConnection::to_peer(&metrics);
     let callee = Callee { service: state.me.clone(), id: Some(peer.id.clone()), address };
+    let open = OpenConnection::to_peer(&metrics, seat);
     http2(stream, Http2 { callee, signer, refusal, freed: Rc::default(), open }, ended).await
 }
 
@@ -244,25 +246,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for RefusalTap<S> {
 #[cfg(test)]
 mod tests {
     use kiro_core::identity::ServiceName;
-    use kiro_telemetry::log::{Format, LogSink};
-    use kiro_telemetry::trace::Tracing;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::admission::Admission;
+    use crate::admission::{Admission, Seats};
     use crate::metrics::Metrics;
 
     async fn over(stream: DuplexStream) -> Rc<Upstream> {
-        let log = LogSink::new(io::sink(), Format::Json, None).unwrap();
-        let metrics = Metrics::new(log, Tracing::off(), 1, Admission::shared(1 << 20, 1, 4));
+        let metrics = Metrics::of_a_test(1, Admission::shared(1 << 20, 1));
         let service = ServiceName::parse("caller").unwrap();
         let parts = Http2 {
             callee: Callee { service, id: None, address: ([127, 0, 0, 1], 1).into() },
             signer: None,
             refusal: Refusal::default(),
             freed: Rc::default(),
-            open: OpenConnection::to_peer(&metrics),
+            open: OpenConnection::to_peer(&metrics, Seats::new(1).take().unwrap()),
         };
         http2(stream, parts, |_| {}).await.map_err(|refused| refused.cause).unwrap()
     }

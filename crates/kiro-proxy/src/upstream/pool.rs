@@ -20,7 +20,7 @@ use kiro_core::signature::Signer;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
-use crate::admission::Limit;
+use crate::admission::{Limit, Seat, Seats};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::reject::{Refused, Reject};
@@ -244,12 +244,43 @@ struct Opening {
 /// The connections of one worker. They are all of the identity of this moment: when that changes, the pool is emptied.
 pub(crate) struct Upstreams {
     entries: RefCell<HashMap<SocketAddr, Entry>>,
+    /// Of all connections, those included that only end what is on them.
+    seats: Arc<Seats>,
 }
 
 impl Upstreams {
-    /// An empty pool.
-    pub(crate) fn new() -> Self {
-        Self { entries: RefCell::default() }
+    /// An empty pool that never has more than `bound` connections.
+    pub(crate) fn new(bound: usize) -> Self {
+        Self { entries: RefCell::default(), seats: Seats::new(bound) }
+    }
+
+    /// The right to open another connection. Where there are as many as there may be, the one that nobody uses and that has been silent
+    /// for longest makes room.
+    async fn seat(&self, metrics: &Metrics) -> Result<Seat, Refused> {
+        if let Some(seat) = self.seats.take() {
+            return Ok(seat);
+        }
+        metrics.limit_hit(Limit::Upstreams);
+        let unused = self.longest_unused();
+        if let Some(unused) = unused {
+            self.retire(&unused);
+        }
+        let seat = tokio::time::timeout(limits::CONNECT, self.seats.wait_for(|| self.seats.take())).await;
+        seat.map_err(|_| {
+            let cause = format!("all {} connections to other sidecars are in use", self.seats.bound);
+            Refused::new(Reject::QueueFull, cause)
+        })
+    }
+
+    fn longest_unused(&self) -> Option<Rc<Upstream>> {
+        let entries = self.entries.borrow();
+        let ready = entries.values().filter_map(|entry| match &entry.connection {
+            Connection::Ready(upstream) => Some(upstream),
+            Connection::Opening(_) | Connection::Refused { .. } => None,
+        });
+        // Whoever has a stream on it, or is about to, keeps it too.
+        let unused = ready.filter(|upstream| Rc::strong_count(upstream) == 1);
+        unused.min_by_key(|upstream| upstream.heard.get()).map(Rc::clone)
     }
 
     /// The connection to a peer's address, opened where there is none.
@@ -334,7 +365,10 @@ fn open(worker: &Rc<Worker>, name: ServiceName, address: SocketAddr) -> Rc<Openi
     let (worker, state, result) = (Rc::clone(worker), worker.snapshot(), Rc::clone(&opening));
     spawn_local(async move {
         let outcome = match state.find(name.as_str()) {
-            Some((_, peer)) => connect::connect(&worker, &state, peer, address).await,
+            Some((_, peer)) => match worker.upstreams.seat(&worker.metrics).await {
+                Ok(seat) => connect::connect(&worker, &state, peer, address, seat).await,
+                Err(refused) => Err(refused),
+            },
             None => Err(Reject::ServiceUnknown.into()),
         };
         if outcome.is_err() {
