@@ -42,11 +42,13 @@ pub(crate) enum Reason {
     PrefaceTimeout,
     /// Answers that the client does not read, on HTTP/2.
     SlowReader,
+    /// A head that stood still while those of all clients held too much.
+    HalfHead,
 }
 
 impl Reason {
     /// All of them, in the order of their discriminants.
-    pub(crate) const ALL: [Reason; 9] = [
+    pub(crate) const ALL: [Reason; 10] = [
         Reason::RapidReset,
         Reason::StreamErrors,
         Reason::ContinuationFlood,
@@ -56,6 +58,7 @@ impl Reason {
         Reason::Protocol,
         Reason::PrefaceTimeout,
         Reason::SlowReader,
+        Reason::HalfHead,
     ];
 
     /// The word that log and metrics use.
@@ -70,6 +73,7 @@ impl Reason {
             Reason::Protocol => "protocol",
             Reason::PrefaceTimeout => "preface_timeout",
             Reason::SlowReader => "slow_reader",
+            Reason::HalfHead => "half_head",
         }
     }
 
@@ -92,6 +96,9 @@ impl Reason {
             Reason::Protocol => "broke the rules of HTTP/2",
             Reason::PrefaceTimeout => "began HTTP/2 and did not get through its preface in time",
             Reason::SlowReader => "asked over HTTP/2 and read nothing of the answers for a minute",
+            Reason::HalfHead => {
+                "began a head above 8 KiB and did not end it, longer than all others did, while such heads held too much together"
+            }
         }
     }
 }
@@ -100,6 +107,9 @@ impl Reason {
 pub(crate) fn report(worker: &Worker, via: &Via, reason: Reason) {
     let listener = via.place.listener;
     worker.metrics.abused(listener, reason);
+    if reason == Reason::HalfHead {
+        worker.metrics.limit_hit(Limit::HalfHeads);
+    }
     let Some(suppressed) = worker.metrics.connections(listener).lines.take(Instant::now()) else { return };
     let state = worker.snapshot();
     let identity = match (via.direction, &via.caller) {

@@ -9,10 +9,12 @@
 //! them is ever refused by the system: whatever crowd there is, a listener can accept, and a request can be passed on.
 
 mod gate;
+mod heads;
 mod places;
 mod seats;
 
 pub(crate) use self::gate::{Gate, HandshakeTurn};
+pub(crate) use self::heads::{HalfHead, HalfHeads};
 pub(crate) use self::places::{Place, Places};
 pub(crate) use self::seats::{PeerSeat, Peers, Seat, Seats};
 use crate::limits;
@@ -89,11 +91,13 @@ pub(crate) enum Limit {
     StreamWaiters,
     /// [`limits::HEADER_BYTES`].
     HeaderBytes,
+    /// [`limits::HALF_HEADS_BYTES`].
+    HalfHeads,
 }
 
 impl Limit {
     /// All of them, in the order of their discriminants.
-    pub(crate) const ALL: [Limit; 12] = [
+    pub(crate) const ALL: [Limit; 13] = [
         Limit::Connections,
         Limit::WorkerConnections,
         Limit::AppConnections,
@@ -106,6 +110,7 @@ impl Limit {
         Limit::PeerStreams,
         Limit::StreamWaiters,
         Limit::HeaderBytes,
+        Limit::HalfHeads,
     ];
 
     /// The metric's label.
@@ -123,6 +128,7 @@ impl Limit {
             Limit::PeerStreams => "peer_streams",
             Limit::StreamWaiters => "stream_waiters",
             Limit::HeaderBytes => "header_bytes",
+            Limit::HalfHeads => "half_heads_bytes",
         }
     }
 
@@ -165,6 +171,9 @@ impl Limit {
             }
             Limit::HeaderBytes => {
                 "bytes of a request's head or trailers; a larger head is refused with `headers_too_large`"
+            }
+            Limit::HalfHeads => {
+                "bytes that one worker holds of clients' heads above 8 KiB that have begun and not ended; the connection whose head began first is cut"
             }
         }
     }
@@ -249,6 +258,7 @@ impl Admission {
             Limit::PeerStreams => limits::STREAMS_PER_CONNECTION.into(),
             Limit::StreamWaiters => limits::STREAM_WAITERS as u64,
             Limit::HeaderBytes => limits::HEADER_BYTES as u64,
+            Limit::HalfHeads => limits::HALF_HEADS_BYTES as u64,
         }
     }
 }

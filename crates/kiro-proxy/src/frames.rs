@@ -10,13 +10,15 @@ use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::abuse::Reason;
-use crate::limits::{self, FrameAllowance, STREAMS_A_TURN};
+use crate::admission::{HalfHead, HalfHeads};
+use crate::limits::{self, CLIENT_HEADER_LIST_BYTES, FrameAllowance, STREAMS_A_TURN};
 
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
@@ -241,18 +243,48 @@ struct Watch {
     resets: Allowance,
     /// Heads of answers, their interim ones, and trailers, where this side is the client.
     answers: Option<Allowance>,
+    block: Block,
+}
+
+/// What the library holds of a header block that is not whole, be it a head or trailers.
+#[derive(Debug)]
+struct Block {
+    goes_on: bool,
+    /// Kept from the block's first frame that is not its last one until it is whole.
+    half: Option<HalfHead>,
+    heads: Arc<HalfHeads>,
+}
+
+impl Block {
+    /// A frame of it came; whatever its size, the library may make of a block as much as it lets a list of fields have.
+    fn came(&mut self, head: Head) {
+        self.goes_on = head.flags & END_HEADERS == 0;
+    }
+
+    /// A frame is whole.
+    fn whole(&mut self, reader: &Waker) {
+        if !self.goes_on {
+            self.half = None;
+        } else if self.half.is_none() {
+            self.half = Some(self.heads.begin(CLIENT_HEADER_LIST_BYTES as usize, reader));
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.half.as_ref().is_some_and(HalfHead::is_cut)
+    }
 }
 
 impl<S> FrameTap<S> {
     /// Taps a server's stream before its preface is read.
-    pub(crate) fn new(inner: S, allowance: &FrameAllowance) -> (Self, Rc<Seen>) {
-        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None)
+    pub(crate) fn new(inner: S, allowance: &FrameAllowance, heads: &Arc<HalfHeads>) -> (Self, Rc<Seen>) {
+        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None, heads)
     }
 
     /// Taps a client's stream before its preface is written.
-    pub(crate) fn client(inner: S, allowance: &FrameAllowance) -> (Self, Rc<Seen>) {
+    pub(crate) fn client(inner: S, allowance: &FrameAllowance, heads: &Arc<HalfHeads>) -> (Self, Rc<Seen>) {
         let answers = Allowance::new(limits::ANSWER_HEADS);
-        Self::tap(inner, allowance, (0, PREFACE_BYTES), Some(answers))
+        Self::tap(inner, allowance, (0, PREFACE_BYTES), Some(answers), heads)
     }
 
     fn tap(
@@ -260,6 +292,7 @@ impl<S> FrameTap<S> {
         allowance: &FrameAllowance,
         (skip_in, skip_out): (usize, usize),
         answers: Option<Allowance>,
+        heads: &Arc<HalfHeads>,
     ) -> (Self, Rc<Seen>) {
         let seen = Rc::new(Seen::default());
         let watch = Watch {
@@ -272,6 +305,7 @@ impl<S> FrameTap<S> {
             answered: 0,
             control: Allowance::new(allowance.control),
             resets: Allowance::new(allowance.resets),
+            block: Block { goes_on: false, half: None, heads: Arc::clone(heads) },
             answers,
         };
         (Self { inner, watch, turn: 0 }, seen)
@@ -290,14 +324,16 @@ const BYTES_PER_UPDATE: usize = 256;
 const CONTINUATION_BYTES: usize = 64;
 
 impl Watch {
-    fn read(&mut self, mut bytes: &[u8]) -> Result<(), Reason> {
+    fn read(&mut self, mut bytes: &[u8], reader: &Waker) -> Result<(), Reason> {
         while let Some(head) = self.incoming.head(&mut bytes) {
             // The frame before it was whole.
             self.opened();
+            self.block.whole(reader);
             self.came(head)?;
         }
         if self.incoming.left == 0 {
             self.opened();
+            self.block.whole(reader);
         }
         Ok(())
     }
@@ -317,6 +353,7 @@ impl Watch {
                 answers.take()
             }
             HEADERS => {
+                self.block.came(head);
                 if head.stream > self.last_stream {
                     self.last_stream = head.stream;
                     self.head_goes_on = true;
@@ -328,6 +365,7 @@ impl Watch {
             // The library bounds tiny pieces by what it holds of them.
             DATA => head.length > 0 || head.flags & END_STREAM != 0 || self.control.take(),
             CONTINUATION => {
+                self.block.came(head);
                 self.head_ends(head);
                 head.length >= CONTINUATION_BYTES || self.control.take()
             }
@@ -447,7 +485,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for FrameTap<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.inner).poll_read(cx, buf);
         let piece = buf.filled().get(before..).unwrap_or_default();
-        if let Err(reason) = this.watch.read(piece) {
+        let mut looked = this.watch.read(piece, cx.waker());
+        if this.watch.block.is_cut() {
+            looked = Err(Reason::HalfHead);
+        }
+        if let Err(reason) = looked {
             this.watch.seen.end(reason);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason.as_str())));
         }
@@ -509,13 +551,13 @@ mod tests {
     }
 
     fn tap() -> (FrameTap<()>, Rc<Seen>) {
-        let (mut tap, seen) = FrameTap::new((), &SMALL);
-        assert_eq!(tap.watch.read(&[0; PREFACE_BYTES]), Ok(()));
+        let (mut tap, seen) = FrameTap::new((), &SMALL, &Arc::default());
+        assert_eq!(tap.watch.read(&[0; PREFACE_BYTES], Waker::noop()), Ok(()));
         (tap, seen)
     }
 
     fn read(tap: &mut FrameTap<()>, bytes: &[u8], piece: usize) -> Result<(), Reason> {
-        bytes.chunks(piece).try_for_each(|piece| tap.watch.read(piece))
+        bytes.chunks(piece).try_for_each(|piece| tap.watch.read(piece, Waker::noop()))
     }
 
     #[test]
@@ -543,10 +585,10 @@ mod tests {
         bytes.extend(frame(CONTINUATION, 4, 1, &[0; 100]));
         let (last, before) = bytes.split_last().unwrap();
         for byte in before {
-            tap.watch.read(&[*byte]).unwrap();
+            tap.watch.read(&[*byte], Waker::noop()).unwrap();
             assert_eq!(seen.unread(), None);
         }
-        tap.watch.read(&[*last]).unwrap();
+        tap.watch.read(&[*last], Waker::noop()).unwrap();
         assert_eq!(seen.unread(), Some(Unread { too_large: 1, ..Unread::default() }));
     }
 
@@ -602,7 +644,7 @@ mod tests {
     }
 
     fn client() -> FrameTap<()> {
-        let (mut tap, _) = FrameTap::client((), &SMALL);
+        let (mut tap, _) = FrameTap::client((), &SMALL, &Arc::default());
         tap.watch.written(&[0; PREFACE_BYTES]);
         tap
     }

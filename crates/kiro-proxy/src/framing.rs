@@ -9,12 +9,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::admission::{HalfHead, HalfHeads};
 use crate::limits;
 
 /// What a connection speaks, by its first bytes.
@@ -160,6 +161,10 @@ struct Shared {
     upgraded: AtomicBool,
     /// Set while a write waits for the client.
     stalled: AtomicBool,
+    /// Set when the connection is cut for the head that it does not end.
+    cut: AtomicBool,
+    /// Where large heads note what they hold.
+    half: Arc<HalfHeads>,
 }
 
 const SEEN: u8 = 1;
@@ -167,6 +172,16 @@ const BARE_LF: u8 = 2;
 const LENGTHS: u8 = 4;
 
 impl Heads {
+    /// Of a connection whose large heads are noted with those of others.
+    pub(crate) fn among(half: &Arc<HalfHeads>) -> Self {
+        Self { shared: Arc::new(Shared { half: Arc::clone(half), ..Shared::default() }) }
+    }
+
+    /// Whether the connection was cut for the head that it did not end.
+    pub(crate) fn cut(&self) -> bool {
+        self.shared.cut.load(Ordering::Relaxed)
+    }
+
     /// The library has read a head: what was odd about it? What is read from now on is a body, until the turn ends.
     pub(crate) fn read(&self) -> (Oddities, Turn) {
         self.shared.in_body.store(true, Ordering::Relaxed);
@@ -212,6 +227,8 @@ pub(crate) struct HeadTap<S> {
     inner: S,
     heads: Heads,
     scan: HeadScan,
+    /// Kept while a large head has not ended.
+    half: Option<HalfHead>,
     turn: u32,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -222,7 +239,15 @@ pub(crate) struct HeadTap<S> {
 impl<S> HeadTap<S> {
     /// Taps a stream.
     pub(crate) fn new(inner: S, heads: Heads) -> Self {
-        Self { inner, heads, scan: HeadScan::default(), turn: 0, stalled: None, given_back: Bytes::new() }
+        Self {
+            inner,
+            heads,
+            scan: HeadScan::default(),
+            half: None,
+            turn: 0,
+            stalled: None,
+            given_back: Bytes::new(),
+        }
     }
 
     /// Lets bytes be read again that were read before, ahead of all others.
@@ -230,7 +255,7 @@ impl<S> HeadTap<S> {
         self.given_back = bytes;
     }
 
-    fn look(&mut self, piece: &[u8]) {
+    fn look(&mut self, piece: &[u8], reader: &Waker) {
         let shared = &self.heads.shared;
         if piece.is_empty() || shared.in_body.load(Ordering::Relaxed) {
             return;
@@ -244,6 +269,15 @@ impl<S> HeadTap<S> {
         let bits =
             SEEN | if oddities.bare_lf { BARE_LF } else { 0 } | if oddities.lengths { LENGTHS } else { 0 };
         shared.seen.store(bits, Ordering::Relaxed);
+        let bytes = self.scan.bytes;
+        if self.scan.ended || bytes <= limits::SMALL_HEAD_BYTES || shared.upgraded.load(Ordering::Relaxed) {
+            self.half = None;
+        } else {
+            match &self.half {
+                Some(half) => half.holds(bytes, reader),
+                None => self.half = Some(shared.half.begin(bytes, reader)),
+            }
+        }
     }
 }
 
@@ -258,9 +292,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadTap<S> {
             buf.put_slice(&self.given_back.split_to(count));
             return Poll::Ready(Ok(()));
         }
+        if self.half.as_ref().is_some_and(HalfHead::is_cut) {
+            self.heads.shared.cut.store(true, Ordering::Relaxed);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the head does not end")));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.look(buf.filled().get(before..).unwrap_or_default());
+        self.look(buf.filled().get(before..).unwrap_or_default(), cx.waker());
         read
     }
 }
@@ -354,15 +392,15 @@ mod tests {
     fn a_head_that_came_with_an_earlier_one_is_unseen() {
         let heads = Heads::default();
         let mut tap = HeadTap::new((), heads.clone());
-        tap.look(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\n\n");
+        tap.look(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\n\n", Waker::noop());
         let (first, turn) = heads.read();
         assert!(first.keep_alive());
         drop(turn);
         let (second, turn) = heads.read();
         assert!(second.unseen);
-        tap.look(b"a body\n");
+        tap.look(b"a body\n", Waker::noop());
         drop(turn);
-        tap.look(b"GET / HTTP/1.1\r\n\r\n");
+        tap.look(b"GET / HTTP/1.1\r\n\r\n", Waker::noop());
         assert!(heads.read().0.keep_alive());
     }
 

@@ -147,7 +147,7 @@ async fn http2<S>(worker: Rc<Worker>, connection: Rc<PeerConnection>, stream: S,
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let (stream, seen) = FrameTap::new(stream, &limits::PEER_FRAMES);
+    let (stream, seen) = FrameTap::new(stream, &limits::PEER_FRAMES, &worker.half_heads);
     let handshake = h2::server::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 /// Connections that one worker serves at a time on one listener: ten thousand idle clients, and a few that come. A parked one costs two
-/// kilobytes ([`PARK_AFTER`]), so an abuser's idle ones are twenty megabytes; where each has sent nearly a whole head and keeps the
-/// rest, `HEADER_BYTES` and the HTTP library's sixteen kilobytes for each of them, for as long as [`HEAD`] lets him.
+/// kilobytes ([`PARK_AFTER`]), so an abuser's idle ones are twenty megabytes; where each has sent a small piece of a head, the HTTP
+/// library's ten to twenty-six kilobytes for each of them; larger pieces are bounded by [`HALF_HEADS_BYTES`].
 pub(crate) const CONNECTIONS_PER_LISTENER: usize = 10_240;
 
 /// Connections that each listener of a worker is sure of, whatever crowd there is at the others: sidecars need a few each, an
@@ -97,6 +97,15 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Bytes of a header block, trailers included. hyper's and h2's default of 16 KiB has broken users of other meshes whose
 /// cookies and tokens are larger.
 pub(crate) const HEADER_BYTES: usize = 64 * 1024;
+
+/// Bytes that the clients of one worker can make it hold with heads that have begun and do not end, those above
+/// [`SMALL_HEAD_BYTES`] alone: five hundred heads as large as they may be, all at the same moment. The HTTP library may have twice as
+/// much memory for them.
+pub(crate) const HALF_HEADS_BYTES: usize = 32 * 1024 * 1024;
+
+/// Bytes of a head that a connection's read buffer has room for in any case. Nearly all heads are below it, and cost no more when they
+/// stand still.
+pub(crate) const SMALL_HEAD_BYTES: usize = 8 * 1024;
 
 /// Bytes of a header block towards an application that speaks HTTP/2: libraries whose limit is 16 KiB, as hyper's is, end the connection
 /// with all that is on it at four times that.

@@ -62,7 +62,7 @@ pub enum Reject {
     Signature(&'static str),
     /// No secret for this edge.
     EdgeSecretMissing,
-    /// Too many requests wait for this peer.
+    /// Too many requests wait for this peer, or all connections to the application are in use.
     QueueFull,
     /// The name did not resolve.
     NameUnresolved,

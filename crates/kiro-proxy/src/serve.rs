@@ -145,7 +145,7 @@ async fn http1<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front: Front)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let heads = Heads::default();
+    let heads = Heads::among(&worker.half_heads);
     let service = {
         let (worker, via, heads) = (Rc::clone(&worker), Rc::clone(&via), heads.clone());
         service_fn(move |request: Request<Incoming>| {
@@ -172,6 +172,9 @@ where
     let mut client = park::Client::new(HeadTap::new(stream, heads.clone()), service);
     let drained = std::pin::pin!(worker.phase.reached(drains_at(front)));
     if let Err(error) = park::serve(&mut client, &heads, http1_limits, drained).await {
+        if heads.cut() {
+            return abuse::report(&worker, &via, Reason::HalfHead);
+        }
         library_error(&worker, &via, &error, heads.begun());
     }
 }

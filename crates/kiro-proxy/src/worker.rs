@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
-use crate::admission::{Gate, HandshakeTurn, Limit, Peers, Places};
+use crate::admission::{Gate, HalfHeads, HandshakeTurn, Limit, Peers, Places};
 use crate::app::App;
 use crate::discover::{Names, Resolver};
 use crate::drain::PhaseWatch;
@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     /// Who was accepted.
     pub(crate) places: Rc<Places>,
+    /// What clients have sent of heads that have not ended.
+    pub(crate) half_heads: Arc<HalfHeads>,
     /// The connections of other sidecars, by identity.
     pub(crate) peers: Peers,
     /// Connections to peers.
@@ -90,6 +92,7 @@ impl Worker {
             tracing: parts.tracing.clone(),
             metrics: Arc::clone(&parts.metrics),
             places: Places::new(&parts.metrics),
+            half_heads: Arc::default(),
             peers: Peers::default(),
             upstreams: Upstreams::new(admission.upstreams),
             app: App::new(admission.app_connections),

@@ -247,6 +247,7 @@ fn access_record() -> AccessRecord<'static> {
         duration: Duration::ZERO,
         upstream: None,
         attempts: 1,
+        gave_up: None,
         trace_id: 1,
         span_id: 1,
         sampled: true,

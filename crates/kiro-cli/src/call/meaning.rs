@@ -71,7 +71,7 @@ const MEANINGS: &[(&str, &str)] = &[
         "edge_secret_missing",
         "this sidecar has no secret for the edge: run `kiro certs` after adding a service",
     ),
-    ("queue_full", "too many requests wait for this service"),
+    ("queue_full", "too many requests wait for this service, or are under way at its application"),
     ("name_unresolved", "DNS does not know the service: is its pod running? `docker compose ps`"),
     (
         "upstream_connect",

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -76,14 +76,14 @@ async fn crowds_at_all_listeners_leave_each_its_own_and_never_use_up_the_descrip
     assert_eq!(open(&world, "busy", "outbound").await, cap);
     let sure = (all - cap) / 4;
     let mut crowds = vec![outbound];
-    for (listener, address) in [
-        ("ingress", addresses.ingress.unwrap()),
-        ("ingress_tls", addresses.ingress_tls.unwrap()),
-        ("inbound", addresses.inbound),
-        ("local", world.local("busy", "db")),
+    // The second crowd could have all that the first one has left, and the others are to have theirs.
+    for (listener, address, count) in [
+        ("ingress", addresses.ingress.unwrap(), 4 * sure),
+        ("ingress_tls", addresses.ingress_tls.unwrap(), sure),
+        ("inbound", addresses.inbound, sure),
+        ("local", world.local("busy", "db"), sure),
     ] {
-        // Within a second nobody has to make room for them: all have just come.
-        crowds.push(silent(&world, "busy", listener, address, sure).await);
+        crowds.push(silent(&world, "busy", listener, address, count).await);
         assert!(open(&world, "busy", listener).await >= sure, "{listener}");
     }
     let mut sum = 0;
@@ -205,8 +205,8 @@ async fn tunnels_to_an_application_have_the_same_bound() {
     let mut another = TcpStream::connect(world.local("caller", "callee")).await.unwrap();
     let end = tokio::time::timeout(PATIENCE, another.read(&mut [0])).await.unwrap();
     assert!(end.is_err(), "a reset");
-    let line = world.logs.wait_for("refused", |line| line["reject"] == "queue_full").await;
-    assert_eq!(line["service"], "callee", "{line}");
+    let is_its = |line: &serde_json::Value| line["service"] == "callee" && line["reject"] == "queue_full";
+    world.logs.wait_for("of the callee's refusal", is_its).await;
     // The place of one that has ended is free again.
     drop(tunnels.pop());
     let again = TcpStream::connect(world.local("caller", "callee")).await.unwrap();
@@ -333,4 +333,57 @@ async fn a_caller_of_many_services_lets_unused_connections_go() {
     }
     assert!(world.metric("caller", "kiro_limit_hits_total{limit=\"upstream_connections\"}").await > 0);
     assert!(world.stop().await);
+}
+
+/// Sends more heads that do not end than may be held; the first of them that is cut, and whether the last one still goes on.
+async fn check_half_heads(door: &str, begin: Vec<u8>, held: usize) {
+    let mut world = World::start(all_listeners()).await;
+    world.recorder("busy").await;
+    let bound = limit(&world, "busy", "half_heads_bytes").await;
+    let address = match door {
+        "outbound" => world.addresses("busy").outbound,
+        _ => world.addresses("busy").ingress.unwrap(),
+    };
+    let count = bound / held + 2;
+    let mut crowd = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&begin).await.unwrap();
+        crowd.push(stream);
+    }
+    let cut = format!("kiro_abuse_total{{listener=\"{door}\",reason=\"half_head\"}}");
+    eventually("some are cut", || async { world.metric("busy", &cut).await > 0 }).await;
+    eventually("the oldest are, and no more than have to be", || async {
+        world.metric("busy", &format!("kiro_connections_open{{listener=\"{door}\"}}")).await as usize
+            + world.metric("busy", &cut).await as usize
+            == count
+            && world.metric("busy", &cut).await <= 3
+    })
+    .await;
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, crowd[0].read_to_end(&mut rest)).await;
+    assert!(end.is_ok(), "the one that began first is cut");
+    assert!(world.metric("busy", "kiro_limit_hits_total{limit=\"half_heads_bytes\"}").await > 0);
+    // An honest head that is as large has ended before it is the oldest.
+    let large = format!("GET / HTTP/1.1\r\nHost: localhost\r\nx: {}\r\n\r\n", "a".repeat(50_000));
+    let answer = raw(world.addresses("busy").ingress.unwrap(), large.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(crowd);
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
+async fn heads_that_do_not_end_hold_no_more_than_they_may_together() {
+    let begin = format!("GET / HTTP/1.1\r\nHost: localhost\r\nx: {}", "a".repeat(60_000)).into_bytes();
+    let held = begin.len();
+    check_half_heads("ingress", begin, held).await;
+}
+
+#[tokio::test]
+async fn header_blocks_that_do_not_end_hold_no_more_than_they_may_together() {
+    use crate::floods::h2_frames::{HEADERS, frame, preface};
+    let mut begin = preface();
+    // GET / of the static table; no END_HEADERS.
+    begin.extend(frame(HEADERS, 0, 1, &[0x82, 0x84, 0x86]));
+    check_half_heads("outbound", begin, 256 * 1024).await;
 }

@@ -36,7 +36,7 @@ pub(super) async fn serve<S>(worker: Rc<Worker>, stream: S, via: Rc<Via>, front:
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (stream, seen) = FrameTap::new(stream, &limits::CLIENT_FRAMES);
+    let (stream, seen) = FrameTap::new(stream, &limits::CLIENT_FRAMES, &worker.half_heads);
     let handshake = h2::server::Builder::new()
         .initial_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
