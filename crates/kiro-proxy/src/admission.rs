@@ -5,8 +5,9 @@
 //! follow from the descriptors that the system gives, which [`Admission`] works out; [`Limit`] names those that somebody can run
 //! into, so that `/metrics` shows each with how often that happened.
 //!
-//! **Invariant.** Places, seats and [`limits::DESCRIPTOR_RESERVE`] come to no more than the descriptors of the process, so none of
-//! them is ever refused by the system: whatever crowd there is, a listener can accept, and a request can be passed on.
+//! **Invariant.** Places, seats and what is kept for no connections ([`limits::DESCRIPTOR_RESERVE`], and
+//! [`limits::DESCRIPTORS_PER_WORKER`]) come to no more than the descriptors of the process, so none of them is ever refused by the
+//! system: whatever crowd there is, a listener can accept, and a request can be passed on.
 
 mod gate;
 mod heads;
@@ -212,13 +213,14 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Shares the descriptors out, beside [`limits::DESCRIPTOR_RESERVE`], to each worker as many as to any other. Of a worker's, a 16th
+    /// Shares the descriptors out, beside those that are for no connections, to each worker as many as to any other. Of a worker's, a 16th
     /// is for connections to peers, of which each carries many requests, and a third for those to the application, which over HTTP/1
     /// carry one each; with all others it serves clients.
     pub(crate) fn shared(descriptors: u64, workers: usize) -> Self {
         let reserve = limits::DESCRIPTOR_RESERVE.min(descriptors / 2);
         let share = (descriptors - reserve) / workers.max(1) as u64;
-        let share = usize::try_from(share).unwrap_or(usize::MAX);
+        let share =
+            usize::try_from(share).unwrap_or(usize::MAX).saturating_sub(limits::DESCRIPTORS_PER_WORKER);
         let upstreams = (share / 16).clamp(1, limits::UPSTREAMS);
         let app_connections = (share / 3).clamp(1, limits::APP_CONNECTIONS);
         let worker_connections = share
@@ -288,10 +290,11 @@ mod tests {
                 let admission = Admission::shared(descriptors, workers);
                 let Admission { worker_connections, app_connections, upstreams, .. } = admission;
                 if workers == 64 && descriptors == 1024 {
-                    // Twelve descriptors a worker; it still serves one connection at each listener.
+                    // Twelve descriptors a worker; it serves one connection at each listener all the same.
                     continue;
                 }
-                let most = (worker_connections + app_connections + upstreams) * workers;
+                let each = worker_connections + app_connections + upstreams + limits::DESCRIPTORS_PER_WORKER;
+                let most = each * workers;
                 assert!(most as u64 + limits::DESCRIPTOR_RESERVE <= descriptors, "{admission:?}");
                 assert!(admission.sure_connections * SHARING.len() <= worker_connections, "{admission:?}");
             }
@@ -303,7 +306,7 @@ mod tests {
         let connections = |descriptors, workers| Admission::shared(descriptors, workers).connections;
         assert_eq!(connections(20_000, 1), limits::CONNECTIONS_PER_LISTENER);
         assert_eq!(connections(u64::MAX, 64), limits::CONNECTIONS_PER_LISTENER);
-        assert_eq!(connections(1024, 2), 176);
+        assert_eq!(connections(1024, 2), 161);
         // However few there are, one connection at a time is served at each.
         assert_eq!((connections(16, 8), connections(0, 1)), (1, 1));
     }

@@ -29,9 +29,13 @@ pub(crate) const UPSTREAMS: usize = 256;
 /// old one ends: enough for thirty replicas with two workers each, all of which the kernel may have given to this worker.
 pub(crate) const CONNECTIONS_PER_PEER: usize = 128;
 
-/// File descriptors that are nobody's share: admin and health with [`ADMIN_CONNECTIONS`] each, listeners, logs, files that are polled,
-/// DNS, the collector, and one connection a listener that was accepted and may have to be closed for want of a place.
+/// File descriptors of the process that are no worker's: admin and health with [`ADMIN_CONNECTIONS`] each, logs, files that are polled,
+/// DNS, the collector.
 pub(crate) const DESCRIPTOR_RESERVE: u64 = 256;
+
+/// File descriptors of a worker that are no connections: its runtime's, its listeners with some twenty local ports, and one
+/// connection a listener that was accepted and may have to be closed for want of a place.
+pub(crate) const DESCRIPTORS_PER_WORKER: usize = 32;
 
 /// Log lines that strangers can cause at one listener: so many at once, enough to see what they are.
 pub(crate) const STRANGER_LINES: u32 = 20;
