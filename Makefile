@@ -16,7 +16,7 @@ endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
 
-.PHONY: help certs check up down logs build demo bench bench-instructions test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
+.PHONY: help certs check up down logs build demo bench bench-instructions bench-hostile test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -59,6 +59,11 @@ bench-instructions: ## instructions of a request, against those that are kept; n
 	@cargo build --quiet --package kiro-bench
 	@$(or $(CARGO_TARGET_DIR),target)/debug/kiro-bench --instructions \
 	  --kiro-proxy $(or $(CARGO_TARGET_DIR),target)/profiling/kiro-proxy $(ARGS)
+
+# ARGS='--quick' is one round, ARGS='--attacks ping --doors inbound' a part.
+bench-hostile: ## what hostile clients cost others, and in memory: 6 minutes; see docs/hostile-peers.md
+	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
+	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench --hostile $(ARGS)
 
 test: test-rust test-compose ## everything: units, simulations, meshes in one process, and containers where Docker answers
 

@@ -10,6 +10,7 @@
 mod app;
 mod child;
 mod collector;
+mod hostile;
 mod identity;
 mod instructions;
 mod load;
@@ -64,6 +65,15 @@ pub(crate) struct Options {
     /// Keep what --instructions counts
     #[arg(long, requires = "instructions")]
     accept: bool,
+    /// Measure what hostile clients cost others and in memory, and write it into docs/hostile-peers.md
+    #[arg(long, conflicts_with = "instructions")]
+    hostile: bool,
+    /// Only these attacks of --hostile
+    #[arg(long, value_delimiter = ',', value_name = "ATTACK,…", requires = "hostile")]
+    attacks: Vec<hostile::Attack>,
+    /// Only these doors of --hostile
+    #[arg(long, value_delimiter = ',', value_name = "DOOR,…", requires = "hostile")]
+    doors: Vec<hostile::Door>,
     /// Write table and documents anew from the last run's results
     #[arg(long)]
     report: bool,

@@ -140,6 +140,7 @@ impl Bench {
             tools: &self.tools,
             kiro_proxy: &self.kiro_proxy,
             collector: &self.collector,
+            events: None,
             dir: &self.dir,
         };
         let mut running = Running::start(&order)?;

@@ -64,6 +64,8 @@ pub(crate) struct Order<'a> {
     pub(crate) kiro_proxy: &'a Path,
     /// Where spans go.
     pub(crate) collector: &'a Collector,
+    /// Who keeps what a Kiro pair with everything on logs beside the requests that it served, if anybody does.
+    pub(crate) events: Option<std::sync::Arc<kiro::Events>>,
     /// Where configurations are written.
     pub(crate) dir: &'a Path,
 }

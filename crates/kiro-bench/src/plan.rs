@@ -29,6 +29,8 @@ macro_rules! named {
     };
 }
 
+pub(crate) use named;
+
 named! {
     /// Two proxies of one kind, one beside the client and one beside the application, or none.
     Pair {

@@ -34,8 +34,29 @@ pub(crate) fn parse_pss(text: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// The `VmHWM:` line of `status`, in bytes: the most memory that a process has had since its peak was reset.
+pub(crate) fn parse_peak(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// From here on a process's peak counts anew.
+pub(crate) fn reset_peak(pid: u32) -> std::io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+/// The most memory that a process has had since, in MB (10^6 bytes).
+pub(crate) fn peak_mb(pid: u32) -> Option<f64> {
+    let bytes = parse_peak(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)?;
+    Some(bytes as f64 / 1e6)
+}
+
 /// These processes and all that descend from them.
 fn tree(roots: &[u32]) -> Vec<Stat> {
+    if roots.is_empty() {
+        return Vec::new();
+    }
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let all: Vec<Stat> = pids
@@ -106,6 +127,18 @@ mod tests {
         assert_eq!(parse_pss(text), Some(512 * 1024));
         assert_eq!(parse_pss("Rss: 1 kB\n"), None);
         assert_eq!(parse_pss("Pss: many\n"), None);
+    }
+
+    #[test]
+    fn a_peak_is_reset() {
+        assert_eq!(parse_peak("VmPeak: 9 kB\nVmHWM:\t     128 kB\n"), Some(128 * 1024));
+        assert_eq!(parse_peak("VmHWM: much\n"), None);
+        let own = std::process::id();
+        let large = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let with = peak_mb(own).unwrap();
+        drop(large);
+        reset_peak(own).unwrap();
+        assert!(peak_mb(own).unwrap() < with, "{with} MB");
     }
 
     #[test]

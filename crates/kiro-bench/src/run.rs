@@ -14,7 +14,7 @@ use crate::plan::{Pair, Scenario};
 use crate::records::{LeftOut, Record, Results, part};
 use crate::stats::{Figure, Measured, over_rounds};
 use crate::tools::Tools;
-use crate::{Options, instructions, procfs, report, say};
+use crate::{Options, hostile, instructions, procfs, report, say};
 
 /// Where everything goes.
 const DIR: &str = "target/bench";
@@ -28,6 +28,11 @@ const STARTS: usize = 11;
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let dir = Path::new(DIR);
     let file = dir.join("results.json");
+    if options.hostile {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot create {DIR}: run this where Cargo.toml lies"))?;
+        return hostile::run(options, &kiro_proxy(options)?, dir);
+    }
     if options.report {
         return report::write(&Results::read(&file)?, dir, true);
     }
@@ -180,7 +185,7 @@ fn open_loop_rate(bench: &mut Bench, records: &[Record], pairs: &[Pair]) -> anyh
 }
 
 /// The crate's version and, where this is a working copy, the commit.
-fn kiro_version() -> String {
+pub(crate) fn kiro_version() -> String {
     let version = env!("CARGO_PKG_VERSION");
     commit().map_or(version.to_owned(), |commit| format!("{version} at {commit}"))
 }

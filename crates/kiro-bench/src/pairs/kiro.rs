@@ -5,6 +5,7 @@
 //! switch, so it goes to `/dev/null`.
 
 mod audit;
+mod events;
 mod mesh;
 mod watch;
 
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-pub(crate) use self::audit::verdict;
+pub(crate) use self::audit::{sum_of, verdict};
+pub(crate) use self::events::Events;
 pub(crate) use self::mesh::{MeshFile, services};
 pub(crate) use self::watch::Watch;
 use super::{Order, Running, START};
@@ -84,6 +86,7 @@ pub(super) fn start(order: &Order<'_>, entry: SocketAddr) -> anyhow::Result<Runn
         let mut command = sidecar(order.kiro_proxy, name, addresses, identity, &mesh, order.workers);
         if everything {
             command
+                .env("KIRO_INGRESS_HOST", "127.0.0.1")
                 .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", order.collector.address))
                 .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
                 .env("OTEL_TRACES_SAMPLER_ARG", "0.01");
@@ -93,7 +96,8 @@ pub(super) fn start(order: &Order<'_>, entry: SocketAddr) -> anyhow::Result<Runn
     let mut children =
         vec![one(CALLER, caller, &order.identities.caller)?, one(CALLEE, callee, &order.identities.callee)?];
     let watch = if everything {
-        Some(Watch::start(&mut children, [caller.admin, callee.admin], order.collector)?)
+        let admin = [caller.admin, callee.admin];
+        Some(Watch::start(&mut children, admin, order.collector, order.events.as_ref())?)
     } else {
         None
     };

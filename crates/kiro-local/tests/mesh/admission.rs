@@ -381,7 +381,7 @@ async fn heads_that_do_not_end_hold_no_more_than_they_may_together() {
 
 #[tokio::test]
 async fn header_blocks_that_do_not_end_hold_no_more_than_they_may_together() {
-    use crate::floods::h2_frames::{HEADERS, frame, preface};
+    use crate::h2_frames::{HEADERS, frame, preface};
     let mut begin = preface();
     // GET / of the static table; no END_HEADERS.
     begin.extend(frame(HEADERS, 0, 1, &[0x82, 0x84, 0x86]));

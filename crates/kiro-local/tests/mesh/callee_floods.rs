@@ -11,11 +11,11 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::client::Client;
 use crate::fake;
-use crate::floods::h2_frames::{
+use crate::h2_ends::{self, Answerer};
+use crate::h2_frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, field, frame, read_frame, string,
 };
-use crate::h2_ends::{self, Answerer};
 use crate::hostile::{self, Leaf, MESH};
 use crate::support::{PATIENCE, Spec, World, events, eventually};
 

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use kiro_hostile::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, field, frame, preface, request,
+};
+use kiro_hostile::{FLOODS, Flood, Pieces};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -12,100 +16,6 @@ use tokio::task::JoinHandle;
 use crate::client::Client;
 use crate::hostile::{self, HTTP1, Leaf, MESH, Speaks};
 use crate::support::{PATIENCE, Spec, World, events, eventually};
-
-/// HTTP/2 by hand.
-pub(crate) mod h2_frames {
-    use tokio::io::{AsyncRead, AsyncReadExt};
-
-    pub(crate) const DATA: u8 = 0;
-    pub(crate) const HEADERS: u8 = 1;
-    pub(crate) const PRIORITY: u8 = 2;
-    pub(crate) const RST_STREAM: u8 = 3;
-    pub(crate) const SETTINGS: u8 = 4;
-    pub(crate) const PUSH_PROMISE: u8 = 5;
-    pub(crate) const PING: u8 = 6;
-    pub(crate) const GOAWAY: u8 = 7;
-    pub(crate) const WINDOW_UPDATE: u8 = 8;
-    pub(crate) const CONTINUATION: u8 = 9;
-    pub(crate) const END_STREAM: u8 = 1;
-    pub(crate) const END_HEADERS: u8 = 4;
-
-    /// A frame.
-    pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.extend(payload);
-        bytes
-    }
-
-    /// A frame that was read.
-    #[derive(Debug)]
-    pub(crate) struct Frame {
-        pub(crate) kind: u8,
-        pub(crate) flags: u8,
-        pub(crate) stream: u32,
-        pub(crate) payload: Vec<u8>,
-    }
-
-    impl Frame {
-        /// The code of a RST_STREAM.
-        pub(crate) fn code(&self) -> u32 {
-            u32::from_be_bytes(self.payload[..4].try_into().unwrap())
-        }
-    }
-
-    /// The next frame, where one comes.
-    pub(crate) async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<Frame> {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).await?;
-        let [a, b, c, kind, flags, place @ ..] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        stream.read_exact(&mut payload).await?;
-        Ok(Frame { kind, flags, stream: u32::from_be_bytes(place), payload })
-    }
-
-    /// What a client begins with.
-    pub(crate) fn preface() -> Vec<u8> {
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        bytes.extend(frame(SETTINGS, 0, 0, &[]));
-        bytes
-    }
-
-    /// A string as HPACK has it, without Huffman.
-    pub(crate) fn string(text: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        if text.len() < 127 {
-            bytes.push(text.len() as u8);
-        } else {
-            bytes.push(127);
-            let mut rest = text.len() - 127;
-            while rest >= 128 {
-                bytes.push((rest % 128) as u8 | 128);
-                rest /= 128;
-            }
-            bytes.push(rest as u8);
-        }
-        bytes.extend(text);
-        bytes
-    }
-
-    /// A field that goes into no table.
-    pub(crate) fn field(name: &str, value: &[u8]) -> Vec<u8> {
-        [&[0x10][..], &string(name.as_bytes()), &string(value)].concat()
-    }
-
-    /// `:method`, `:scheme`, `:path` and `:authority` of a request for `/`.
-    pub(crate) fn request(method: &str, authority: &str) -> Vec<u8> {
-        let method = if method == "GET" { 0x82 } else { 0x83 };
-        [&[method, 0x86, 0x84, 0x01][..], &string(authority.as_bytes())].concat()
-    }
-}
-
-use h2_frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, field, frame, preface, request,
-};
 
 /// A mesh with every kind of listener: `first` has an ingress and calls `second`. Tests tell theirs by address.
 async fn world() -> World {
@@ -232,69 +142,8 @@ impl Honest {
     }
 }
 
-/// A flood, as pieces that are sent one after the other; `authority` is the service that is spoken to.
-type Flood = fn(authority: &str) -> Box<dyn Iterator<Item = Vec<u8>> + Send>;
-
-fn streams() -> impl Iterator<Item = u32> {
-    (1..1_000_000).step_by(2)
-}
-
-fn repeated(frame: Vec<u8>) -> Box<dyn Iterator<Item = Vec<u8>> + Send> {
-    // Several in one write, and no more than any bound can be meant to take.
-    Box::new(std::iter::repeat_n(frame.repeat(50), 2000))
-}
-
-/// Each kind of flood, and the reason that it is to be cut with.
-const FLOODS: &[(&str, &str, Flood)] = &[
-    ("rapid reset", "rapid_reset", |authority| {
-        let head = request("GET", authority);
-        Box::new(streams().take(100_000).map(move |stream| {
-            let mut both = frame(HEADERS, END_HEADERS | END_STREAM, stream, &head);
-            both.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
-            both
-        }))
-    }),
-    ("made to reset", "stream_errors", |authority| {
-        let head = request("POST", authority);
-        Box::new(streams().take(100_000).map(move |stream| {
-            let mut both = frame(HEADERS, END_HEADERS, stream, &head);
-            both.extend(frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes()));
-            both
-        }))
-    }),
-    ("CONTINUATION", "continuation_flood", |authority| {
-        let first = frame(HEADERS, END_STREAM, 1, &request("GET", authority));
-        let more = frame(CONTINUATION, 0, 1, &field("x", &[b'a'; 100]));
-        Box::new(std::iter::once(first).chain(std::iter::repeat_n(more, 10_000)))
-    }),
-    ("empty CONTINUATION", "continuation_flood", |authority| {
-        let first = frame(HEADERS, END_STREAM, 1, &request("GET", authority));
-        let more = frame(CONTINUATION, 0, 1, &[]);
-        Box::new(std::iter::once(first).chain(std::iter::repeat_n(more, 10_000)))
-    }),
-    ("HPACK bomb", "header_bomb", |authority| {
-        let mut block = request("GET", authority);
-        // One entry of the table, named thousands of times.
-        block.extend([&[0x40][..], &h2_frames::string(b"x"), &h2_frames::string(&[b'a'; 3900])].concat());
-        block.extend(std::iter::repeat_n(0xbe, 12_000));
-        Box::new(std::iter::once(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)))
-    }),
-    ("PING", "control_flood", |_| repeated(frame(PING, 0, 0, &[0; 8]))),
-    ("SETTINGS", "control_flood", |_| repeated(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]))),
-    ("WINDOW_UPDATE", "control_flood", |_| repeated(frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()))),
-    ("PRIORITY", "control_flood", |_| repeated(frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 1]))),
-    ("unknown frames", "control_flood", |_| repeated(frame(0xfa, 0, 0, &[]))),
-    ("empty DATA", "tiny_data", |authority| {
-        let first = frame(HEADERS, END_HEADERS, 1, &request("POST", authority));
-        let more = frame(DATA, 0, 1, &[]);
-        Box::new(std::iter::once(first).chain(std::iter::repeat_n(more, 10_000)))
-    }),
-    ("window overflow", "protocol", |_| repeated(frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()))),
-    ("no HTTP/2", "protocol", |_| repeated(frame(DATA, 0, 0, b"DATA of no stream"))),
-];
-
 /// Sends a flood until the other end has had enough of it.
-async fn send(stream: Box<dyn Stream>, pieces: Box<dyn Iterator<Item = Vec<u8>> + Send>) {
+async fn send(stream: Box<dyn Stream>, pieces: Pieces) {
     let (mut read, mut write) = tokio::io::split(stream);
     let reader = tokio::spawn(async move {
         let mut buffer = vec![0; 65_536];
@@ -312,13 +161,14 @@ async fn send(stream: Box<dyn Stream>, pieces: Box<dyn Iterator<Item = Vec<u8>> 
     tokio::time::timeout(PATIENCE, reader).await.expect("the connection is cut").unwrap();
 }
 
-async fn check_flood(world: &World, door: Door, (name, reason, flood): (&str, &str, Flood)) {
+async fn check_flood(world: &World, door: Door, flood: &Flood) {
+    let Flood { name, reason, pieces } = *flood;
     let events = events();
     let (service, listener) = door.whose();
     let series = format!("kiro_abuse_total{{listener=\"{listener}\",reason=\"{reason}\"}}");
     let before = world.metric(service, &series).await;
     let (stream, local) = door.open(world).await;
-    send(stream, flood(door.authority())).await;
+    send(stream, pieces(door.authority())).await;
     let what = format!("{name} through {door:?}");
     // Another test's client may have had this one's port.
     let is_its = |line: &serde_json::Value| {
@@ -337,7 +187,7 @@ async fn check_door(door: Door) {
     let honest = Honest::start(&world);
     for flood in FLOODS {
         let before = honest.answered();
-        check_flood(&world, door, *flood).await;
+        check_flood(&world, door, flood).await;
         eventually("the other client is served", || async { honest.answered() > before }).await;
     }
     let before = honest.answered();
@@ -356,12 +206,12 @@ async fn bodies_in_pieces_of_one_byte_are_cut_where_they_pile_up() {
     let honest = Honest::start(&world);
     for door in [Door::Outbound, Door::Ingress, Door::IngressTls] {
         let before = honest.answered();
-        let flood: (&str, &str, Flood) = ("DATA of one byte", "tiny_data", |authority| {
+        let pieces = |authority: &str| -> Pieces {
             let first = frame(HEADERS, END_HEADERS, 1, &request("POST", authority));
             // As much as the window of the stream lets through, in one piece.
             Box::new([first, frame(DATA, 0, 1, b"x").repeat(60_000)].into_iter())
-        });
-        check_flood(&world, door, flood).await;
+        };
+        check_flood(&world, door, &Flood { name: "DATA of one byte", reason: "tiny_data", pieces }).await;
         eventually("the other client is served", || async { honest.answered() > before }).await;
     }
     // One that comes no faster than it is passed on is a body like any other.
@@ -567,60 +417,4 @@ async fn handshakes_that_stand_still_keep_nobody_out() {
     let before = honest.answered();
     honest.end(before).await;
     assert!(world.stop().await);
-}
-
-/// How long requests of one client take until the time is over: the median, and the 99th of a hundred.
-async fn latencies(address: SocketAddr, until: Instant) -> (Duration, Duration) {
-    let mut client = Client::open(address).await;
-    let mut taken = Vec::new();
-    while Instant::now() < until {
-        let begin = Instant::now();
-        let answer = client.exchange("GET /honest HTTP/1.1\r\nHost: second\r\n\r\n").await;
-        assert_eq!(answer.status, 200);
-        taken.push(begin.elapsed());
-    }
-    taken.sort_unstable();
-    (taken[taken.len() / 2], taken[taken.len() * 99 / 100])
-}
-
-/// Memory of this process in MiB, where the system shows it.
-fn memory_mib() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096 / (1 << 20)
-}
-
-/// What floods cost others, and in memory. Times are the machine's, so this measures only where it is asked to:
-/// `KIRO_MEASURE=1 cargo test -p kiro-local --test mesh measured -- --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_floods_cost_others_is_measured() {
-    if std::env::var_os("KIRO_MEASURE").is_none() {
-        return;
-    }
-    const EACH: Duration = Duration::from_secs(3);
-    let world = Arc::new(world().await);
-    let address = world.addresses("first").outbound;
-    let (p50, normal) = latencies(address, Instant::now() + EACH).await;
-    let report = |what: &str, p50: Duration, p99: Duration| {
-        let ratio = p99.as_secs_f64() / normal.as_secs_f64();
-        let (p50, p99) = (p50.as_micros(), p99.as_micros());
-        let line =
-            format!("{what:<32} p50 {p50:>6} us  p99 {p99:>7} us  x {ratio:.2}  {} MiB\n", memory_mib());
-        std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
-    };
-    report("nothing", p50, normal);
-    for (name, _, flood) in FLOODS {
-        for door in [Door::Outbound, Door::Inbound] {
-            let until = Instant::now() + EACH;
-            let abused = Arc::clone(&world);
-            let abuser = tokio::spawn(async move {
-                while Instant::now() < until {
-                    let (stream, _) = door.open(&abused).await;
-                    send(stream, flood(door.authority())).await;
-                }
-            });
-            let (p50, p99) = latencies(address, until).await;
-            abuser.await.unwrap();
-            report(&format!("{name}, {door:?}"), p50, p99);
-        }
-    }
 }

@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::client::Client;
-use crate::floods::h2_frames::{
+use crate::h2_ends::{H2Client, bytes_of, request, soon};
+use crate::h2_frames::{
     END_HEADERS, END_STREAM, GOAWAY, HEADERS, frame, preface, read_frame, request as head_of,
 };
-use crate::h2_ends::{H2Client, bytes_of, request, soon};
 use crate::hostile::{self, Leaf, MESH};
 use crate::support::{Spec, World, eventually};
 

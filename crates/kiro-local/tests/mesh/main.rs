@@ -11,6 +11,7 @@
 mod client;
 mod fake;
 mod h2_ends;
+mod h2_frames;
 mod hostile;
 mod support;
 

@@ -11,10 +11,10 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::floods::h2_frames::{
+use crate::h2_ends::soon;
+use crate::h2_frames::{
     END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, frame, preface, read_frame, request,
 };
-use crate::h2_ends::soon;
 use crate::hostile::{self, Leaf, MESH};
 use crate::support::{PATIENCE, Spec, World, eventually};
 

@@ -24,6 +24,8 @@ pub(crate) enum MeshFile {
     OneLine,
     /// Like `Everything`, for calls from outside: the callee has an ingress at `entry`'s port.
     Ingress,
+    /// Like `Everything`, and the callee has an ingress at this port, open for what the load asks for.
+    Doors(u16),
     /// As it comes, with three services and three lines.
     Small,
     /// As it comes, with a thousand services and ten thousand lines.
@@ -48,6 +50,7 @@ impl MeshFile {
         let port = app.port();
         let ingress = match self {
             Self::Ingress => format!(", ingress: {{ port: {} }}", entry.port()),
+            Self::Doors(port) => format!(", ingress: {{ port: {port} }}"),
             Self::Everything | Self::OneLine | Self::Small | Self::Large => String::new(),
         };
         let mut text = format!(
@@ -76,9 +79,10 @@ services:
         // A tunnel has neither method nor path.
         let whole = format!("  - {{ from: {CALLER}, to: {CALLEE} }}\n");
         let from = if self == Self::Ingress { "ingress" } else { CALLER };
-        let path = |to: &str, path: &str| {
+        let edge = |from: &str, to: &str, path: &str| {
             format!("  - {{ from: {from}, to: {to}, methods: [GET, POST], paths: [\"{path}\"] }}\n")
         };
+        let path = |to: &str, path: &str| edge(from, to, path);
         let last = |path_line: String| if mode == Mode::Tcp { whole.clone() } else { path_line };
         match self {
             Self::OneLine => vec![whole],
@@ -91,6 +95,10 @@ services:
                     *line = last(line.clone());
                 }
                 lines
+            }
+            Self::Doors(_) => {
+                let outside = PATHS.iter().map(|asked| edge("ingress", CALLEE, asked));
+                outside.chain(Self::Everything.lines(mode)).collect()
             }
             Self::Small => vec![path("web", "/a/*"), path("web", "/b/*"), last(path(CALLEE, "/"))],
             Self::Large => {
@@ -123,6 +131,7 @@ mod tests {
     fn policies_are_as_long_as_they_say() {
         assert_eq!(lines(MeshFile::Everything, Mode::Http), POLICY_LINES);
         assert_eq!(lines(MeshFile::Ingress, Mode::Http), POLICY_LINES);
+        assert_eq!(lines(MeshFile::Doors(20_002), Mode::Http), POLICY_LINES + PATHS.len());
         assert_eq!(lines(MeshFile::OneLine, Mode::Http), 1);
         assert_eq!(lines(MeshFile::Small, Mode::Http), 3);
         assert_eq!(lines(MeshFile::Large, Mode::Http), 10_000);

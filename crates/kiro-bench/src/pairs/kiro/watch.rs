@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::ChildStdout;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use super::audit::{Audit, sum_of};
+use super::events::Events;
 use crate::child::Child;
 use crate::collector::Collector;
 use crate::load::h1;
@@ -59,13 +61,15 @@ impl Watch {
         children: &mut [Child],
         admin: [SocketAddr; 2],
         collector: &Collector,
+        events: Option<&Arc<Events>>,
     ) -> anyhow::Result<Self> {
         let [caller, callee] = children else { bail!("a pair is two sidecars") };
         let reader = |child: &mut Child| -> anyhow::Result<JoinHandle<u64>> {
             let output = child.stdout().context("the sidecar's log is no pipe")?;
+            let events = events.cloned();
             std::thread::Builder::new()
                 .name("log".to_owned())
-                .spawn(move || count_access_lines(output))
+                .spawn(move || count_access_lines(output, events.as_deref()))
                 .context("no thread for a log")
         };
         let readers = [reader(caller)?, reader(callee)?];
@@ -75,6 +79,12 @@ impl Watch {
             .spawn(move || scrape(admin, &stopped))
             .context("no thread for the scraper")?;
         Ok(Self { readers, scraper, stop, admin, spans_before: collector.received() })
+    }
+
+    /// What both count now, as Prometheus reads it: the caller's and the callee's.
+    pub(crate) fn metrics(&self) -> anyhow::Result<[String; 2]> {
+        let [caller, callee] = self.admin;
+        Ok([metrics(caller)?, metrics(callee)?])
     }
 
     /// Ends the sidecars and says what came of it.
@@ -113,14 +123,20 @@ fn joined<T>(thread: JoinHandle<T>, what: &str) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("the {what} has panicked"))
 }
 
-fn count_access_lines(output: ChildStdout) -> u64 {
+fn count_access_lines(output: ChildStdout, events: Option<&Events>) -> u64 {
     let mut reader = BufReader::with_capacity(READ_BYTES, output);
     let (mut line, mut count) = (Vec::new(), 0);
     loop {
         line.clear();
         match reader.read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return count,
-            Ok(_) => count += u64::from(is_access_line(&line)),
+            Ok(_) => {
+                let access = is_access_line(&line);
+                count += u64::from(access);
+                if let Some(events) = events {
+                    events.note(&line, access);
+                }
+            }
         }
     }
 }
@@ -150,13 +166,14 @@ fn scrape(admin: [SocketAddr; 2], stopped: &mpsc::Receiver<()>) -> Scrapes {
     }
 }
 
+fn metrics(admin: SocketAddr) -> anyhow::Result<String> {
+    let answer = h1::ask(admin, "localhost", "/metrics")?;
+    Ok(String::from_utf8_lossy(&answer.body).into_owned())
+}
+
 fn counts(admin: [SocketAddr; 2]) -> anyhow::Result<Counts> {
     let [caller, callee] = admin;
-    let read = |address| -> anyhow::Result<String> {
-        let answer = h1::ask(address, "localhost", "/metrics")?;
-        Ok(String::from_utf8_lossy(&answer.body).into_owned())
-    };
-    let (caller, callee) = (read(caller)?, read(callee)?);
+    let (caller, callee) = (metrics(caller)?, metrics(callee)?);
     let both = |name| sum_of(&caller, name) + sum_of(&callee, name);
     let requests = "kiro_requests_total";
     Ok(Counts {
