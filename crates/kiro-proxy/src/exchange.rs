@@ -70,6 +70,11 @@ impl Via {
     pub(crate) fn caller(&self) -> &str {
         self.caller.as_ref().map_or("ingress", ServiceName::as_str)
     }
+
+    /// The address of a client of whom nothing else is known.
+    pub(crate) fn stranger(&self) -> Option<SocketAddr> {
+        (self.direction == Direction::Ingress).then_some(self.place.remote)
+    }
 }
 
 /// Whom a request is for.
@@ -467,6 +472,7 @@ impl Drop for Exchange {
             direction: self.via.direction.as_str(),
             caller: self.via.caller(),
             caller_proof: self.via.caller_proof,
+            remote: self.via.stranger(),
             callee: self.callee_name(),
             callee_proof: match (self.via.direction, self.upstream) {
                 (Direction::Outbound, Some(_)) => "mtls",

@@ -418,6 +418,10 @@ async fn relay(
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;
     let pace = if grpc && exchange.is_call() { Pace::Call } else { Pace::Answer };
     if !ends && let Err(error) = send(body, &mut stream, &mut Relay { exchange }, pace).await {
+        if matches!(error, BodyError::Idle) {
+            // Its connection goes on, for the others on it, so this line alone says who does not read.
+            exchange.ended("idle");
+        }
         break_off(&mut stream, &error, grpc);
         if matches!(error, BodyError::TooLarge) {
             exchange.refused(&error.by_sender());

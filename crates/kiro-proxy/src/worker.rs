@@ -143,6 +143,7 @@ impl Worker {
             direction: via.direction.as_str(),
             caller: via.caller(),
             caller_proof: via.caller_proof,
+            remote: via.stranger(),
             callee: "",
             callee_proof: "none",
             method: "",

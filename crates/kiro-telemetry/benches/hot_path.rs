@@ -83,6 +83,7 @@ fn record() -> AccessRecord<'static> {
         direction: "inbound",
         caller: "dashboard",
         caller_proof: "mtls",
+        remote: None,
         callee: "profile",
         callee_proof: "loopback-mtls",
         method: "GET",

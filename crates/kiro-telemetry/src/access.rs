@@ -24,6 +24,8 @@ pub struct AccessRecord<'a> {
     pub caller: &'a str,
     /// How that was proven: `mtls`, `loopback-mtls`, `loopback` or `none`.
     pub caller_proof: &'a str,
+    /// The client's address, where nothing else says who it is: at an ingress.
+    pub remote: Option<SocketAddr>,
     /// Who was called.
     pub callee: &'a str,
     /// How that was proven.
@@ -50,7 +52,8 @@ pub struct AccessRecord<'a> {
     pub bytes_in: u64,
     /// Body bytes of the answer.
     pub bytes_out: u64,
-    /// How a tunnel or WebSocket ended: `finished`, `client_reset`, `app_reset`, `peer_reset`, `reset`, `idle`, `cut` or `stopped`.
+    /// How a tunnel or WebSocket ended: `finished`, `client_reset`, `app_reset`, `peer_reset`, `reset`, `idle`, `cut` or `stopped`; also
+    /// `idle` where another sidecar did not read an answer.
     pub ended: Option<&'a str>,
     /// From the request's head to the answer's end.
     pub duration: Duration,
@@ -90,6 +93,10 @@ impl AccessRecord<'_> {
         text(out, br#"","direction":""#, self.direction);
         text(out, br#"","caller":""#, self.caller);
         text(out, br#"","caller_proof":""#, self.caller_proof);
+        if let Some(remote) = self.remote {
+            out.extend_from_slice(br#"","remote":""#);
+            write_address(out, remote);
+        }
         text(out, br#"","callee":""#, self.callee);
         text(out, br#"","callee_proof":""#, self.callee_proof);
         text(out, br#"","method":""#, self.method);
@@ -190,6 +197,10 @@ impl AccessRecord<'_> {
         if let Some(ended) = self.ended {
             pair(out, " ended=", ended);
         }
+        if let Some(remote) = self.remote {
+            out.extend_from_slice(b" remote=");
+            write_address(out, remote);
+        }
         if let Some(upstream) = self.upstream {
             out.extend_from_slice(b" upstream=");
             write_address(out, upstream);
@@ -283,6 +294,7 @@ mod tests {
             direction: "inbound",
             caller: "dashboard",
             caller_proof: "mtls",
+            remote: None,
             callee: "profile",
             callee_proof: "loopback-mtls",
             method: "GET",
@@ -340,6 +352,7 @@ mod tests {
             reject_cause: Some("no allow line \"dashboard\" to profile"),
             policy: "denied",
             policy_denial: Some("policy_no_edge"),
+            remote: Some("192.0.2.7:50000".parse().unwrap()),
             upstream: Some("[fe80::1%3]:15006".parse().unwrap()),
             duration: Duration::MAX,
             sampled: false,
@@ -349,6 +362,7 @@ mod tests {
         let expected = [
             ("level", json!("WARN")),
             ("status", json!(403)),
+            ("remote", json!("192.0.2.7:50000")),
             ("reject", json!("policy_no_edge")),
             ("reject_cause", json!("no allow line \"dashboard\" to profile")),
             ("policy", json!("denied")),

@@ -230,6 +230,7 @@ fn access_record() -> AccessRecord<'static> {
         direction: "inbound",
         caller: "dashboard",
         caller_proof: "mtls",
+        remote: None,
         callee: "profile",
         callee_proof: "loopback-mtls",
         method: "GET",

@@ -57,8 +57,10 @@ pub(crate) fn table(results: &Results) -> String {
         let (reason, stated) = given.what.stated(given.door);
         let _ = writeln!(
             text,
-            "slow {:<15} {:<9} given up {after}, stated {stated} s, {reason}: {named}",
-            given.what, given.door
+            "slow {:<15} {:<9} given up {after}, stated {stated} s, {reason}: {named} for {}",
+            given.what,
+            given.door,
+            given.reason.as_deref().unwrap_or("nothing")
         );
     }
     let missed = results.missed();
@@ -124,7 +126,7 @@ fn section(results: &Results) -> String {
     );
     for given in &results.slow {
         let (reason, stated) = given.what.stated(given.door);
-        let after = given.after_s.map_or("not within 75 s".to_owned(), |after| format!("{after:.1} s"));
+        let after = given.after_s.map_or("not within 90 s".to_owned(), |after| format!("{after:.1} s"));
         // Writing to a String does not fail.
         let _ = writeln!(
             text,

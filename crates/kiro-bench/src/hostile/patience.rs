@@ -6,12 +6,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kiro_hostile::frames::RST_STREAM;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf};
 use tokio::task::JoinSet;
 
-use super::attacker::{Open, Target, drain, head, open};
+use super::attacker::{Io, Open, Target, drain, head, open};
 use super::attacks::{Attack, Door};
 use super::script::{POST, Signed, large_get, script, slow_head};
 use super::verdict::identity;
@@ -21,7 +22,9 @@ use crate::plan::named;
 use crate::stop;
 
 /// Who is not given up within this is not given up at all.
-const AT_MOST: Duration = Duration::from_secs(75);
+const AT_MOST: Duration = Duration::from_secs(90);
+/// How much later it may be on a machine that is busy.
+const BUSY_S: f64 = 5.0;
 /// How often a slow head gets a byte more, and how often an interruption is looked for.
 const DRIP: Duration = Duration::from_secs(1);
 /// How long the line may take to come through the log's pipe.
@@ -59,7 +62,10 @@ impl Slow {
             Self::Preface => ("preface_timeout", if matches!(door, Door::Inbound) { 10 } else { 30 }),
             Self::Handshake => ("tls_timeout", 10),
             Self::Body => ("request_timeout", 60),
-            Self::Answer => ("slow_reader", 60),
+            // Its connection goes on, for the others on it.
+            Self::Answer if matches!(door, Door::Inbound) => ("idle", 60),
+            // Looked for every quarter of a minute.
+            Self::Answer => ("slow_reader", 75),
         }
     }
 
@@ -93,8 +99,10 @@ pub(crate) struct Given {
     pub(crate) what: Slow,
     /// Where.
     pub(crate) door: Door,
-    /// After how long the connection ended; none if it has not within 75 s.
+    /// After how long its connection or stream ended; none if it has not within 90 s.
     pub(crate) after_s: Option<f64>,
+    /// Why, by the line.
+    pub(crate) reason: Option<String>,
     /// Whom the line names.
     pub(crate) named: Option<String>,
 }
@@ -102,9 +110,10 @@ pub(crate) struct Given {
 impl Given {
     /// Whether it ended when it was to, and somebody can see whose it was.
     pub(crate) fn is_well(&self) -> bool {
-        let (_, stated) = self.what.stated(self.door);
-        // A look every few seconds, and a machine that is busy.
-        self.named.is_some() && self.after_s.is_some_and(|after| after <= stated as f64 + 10.0)
+        let (reason, stated) = self.what.stated(self.door);
+        self.named.is_some()
+            && self.reason.as_deref() == Some(reason)
+            && self.after_s.is_some_and(|after| after <= stated as f64 + BUSY_S)
     }
 }
 
@@ -173,23 +182,44 @@ async fn one(slow: Slow, target: &Target, events: &Events) -> anyhow::Result<Giv
             }
         }
     };
-    let cut = tokio::select! { () = drain(read) => true, () = dripping => false };
+    let ended = async { if slow == Slow::Answer { until_reset(read).await } else { drain(read).await } };
+    let cut = tokio::select! { () = ended => true, () = dripping => false };
     stop::check()?;
     let after_s = cut.then(|| begin.elapsed().as_secs_f64());
-    let (reason, _) = slow.stated(target.door);
-    let is_its = |line: &Value| {
-        (line["reason"] == reason && line["remote"] == *local)
-            || (line["reject"] == reason && line["direction"] == target.door.name() && of(slow, line))
+    let is_its = |line: &Value| match line["remote"].as_str() {
+        Some(remote) => remote == local && word(line).is_some(),
+        None => line["direction"] == target.door.name() && of(slow, line) && word(line).is_some(),
     };
     let until = Instant::now() + LINE;
-    let named = loop {
-        match events.since(0).iter().find(|line| is_its(line)) {
-            Some(line) => break identity(line, target.door),
-            None if Instant::now() > until => break None,
+    let (reason, named) = loop {
+        // The last one: a handshake that went well has its line too.
+        match events.since(0).iter().rfind(|line| is_its(line)) {
+            Some(line) => break (word(line).map(str::to_owned), identity(line, target.door)),
+            None if Instant::now() > until => break (None, None),
             None => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     };
-    Ok(Given { what: slow, door: target.door, after_s, named })
+    Ok(Given { what: slow, door: target.door, after_s, reason, named })
+}
+
+/// Why somebody was given up, by a line.
+fn word(line: &Value) -> Option<&str> {
+    ["reason", "reject", "ended"].into_iter().find_map(|field| line[field].as_str())
+}
+
+/// Reads frames until one resets a stream, or the other end has ended the connection.
+async fn until_reset(mut read: ReadHalf<Box<dyn Io>>) {
+    let mut head = [0; 9];
+    while read.read_exact(&mut head).await.is_ok() {
+        let [a, b, c, kind, ..] = head;
+        if kind == RST_STREAM {
+            return;
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        if read.read_exact(&mut payload).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// A head that never came has no method, and so its line differs from that of a body that never came.

@@ -109,10 +109,14 @@ impl Results {
             record.missed().into_iter().map(move |what| format!("{attack} at {door}: {what}"))
         });
         let slow = self.slow.iter().filter(|given| !given.is_well()).map(|given| {
-            let after =
-                given.after_s.map_or("not within 75 s".to_owned(), |after| format!("after {after:.0} s"));
-            let named = if given.named.is_some() { "named" } else { "not named" };
-            format!("a slow {} at {}: given up {after}, {named}", given.what, given.door)
+            let (reason, stated) = given.what.stated(given.door);
+            let after = given.after_s.map_or("not at all".to_owned(), |after| format!("after {after:.0} s"));
+            let named = given.named.as_deref().unwrap_or("nobody");
+            let why = given.reason.as_deref().unwrap_or("no reason");
+            format!(
+                "a slow {} at {}: given up {after}, for {why}, with {named} named; stated is {reason} after {stated} s",
+                given.what, given.door
+            )
         });
         attacks.chain(slow).collect()
     }

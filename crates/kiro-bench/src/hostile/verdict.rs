@@ -26,7 +26,10 @@ pub(crate) fn said(lines: &[Value], expected: Expected, door: Door, locals: &BTr
             |field: &str, words: &[&str]| line[field].as_str().is_some_and(|word| words.contains(&word));
         match expected {
             Expected::Cut(reasons) | Expected::Refused(reasons) => from && has("reason", reasons),
-            Expected::Rejected(codes) => line["direction"] == door.name() && has("reject", codes),
+            // An application's line has no address: it is its sidecar's own.
+            Expected::Rejected(codes) => {
+                line["direction"] == door.name() && has("reject", codes) && (from || line["remote"].is_null())
+            }
             Expected::Served | Expected::Later => from,
         }
     };
@@ -44,7 +47,8 @@ pub(crate) fn identity(line: &Value, door: Door) -> Option<String> {
     match door {
         Door::Inbound => {
             let own = format!("spiffe://{TRUST_DOMAIN}/{CALLER}");
-            (line["identity"] == *own).then_some(own)
+            let by_request = line["caller"] == CALLER && line["caller_proof"] == "mtls";
+            if line["identity"] == *own { Some(own) } else { by_request.then(|| format!("{CALLER} (mtls)")) }
         }
         Door::Outbound => (line["caller"] == CALLER)
             .then(|| format!("{CALLER} ({})", line["caller_proof"].as_str().unwrap_or("no proof"))),

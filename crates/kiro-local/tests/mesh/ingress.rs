@@ -68,6 +68,8 @@ async fn what_the_way_was_is_the_ingress_s_word() {
     assert_eq!(recorder.only().head.headers["host"], "shop.example.com");
     let line = world.logs.wait_for("ingress", |line| line["direction"] == "ingress").await;
     assert_eq!((&line["caller"], &line["caller_proof"]), (&"ingress".into(), &"none".into()), "{line}");
+    // Nothing else says who a stranger is.
+    assert!(line["remote"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     assert_eq!((&line["callee"], &line["path"]), (&"front".into(), &"/a".into()), "{line}");
     assert_eq!((&line["policy"], &line["signature"]), (&"allowed".into(), &"none".into()), "{line}");
     assert!(world.stop().await);

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 /// Lines that are kept: far more than a sidecar writes of strangers while a flood is measured.
 const LINES_MAX: usize = 20_000;
-/// What the line of a refused request has.
-const REJECT: &[u8] = br#""reject":""#;
+/// What the line of a request has that was refused, or whose answer was given up.
+const MARKS: [&[u8]; 2] = [br#""reject":""#, br#""ended":""#];
 
 /// Lines of a pair's log, as they come.
 #[derive(Debug, Default)]
@@ -16,7 +16,8 @@ pub(crate) struct Events(Mutex<Vec<Vec<u8>>>);
 impl Events {
     /// Keeps a line, unless it is that of a request that was served.
     pub(super) fn note(&self, line: &[u8], access: bool) {
-        if access && !line.windows(REJECT.len()).any(|window| window == REJECT) {
+        let has = |mark: &[u8]| line.windows(mark.len()).any(|window| window == mark);
+        if access && !MARKS.into_iter().any(has) {
             return;
         }
         let mut lines = self.lines();
