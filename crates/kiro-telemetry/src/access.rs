@@ -53,7 +53,7 @@ pub struct AccessRecord<'a> {
     /// Body bytes of the answer.
     pub bytes_out: u64,
     /// How a tunnel or WebSocket ended: `finished`, `client_reset`, `app_reset`, `peer_reset`, `reset`, `idle`, `cut` or `stopped`; also
-    /// `idle` where another sidecar did not read an answer.
+    /// `idle` where an answer on HTTP/2 was not read.
     pub ended: Option<&'a str>,
     /// From the request's head to the answer's end.
     pub duration: Duration,

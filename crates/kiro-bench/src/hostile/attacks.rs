@@ -142,7 +142,7 @@ impl Attack {
             Self::SlowHeads => Shape::Crowd { connections: 500, rate: 500 },
             Self::SlowPrefaces => Shape::Crowd { connections: 100, rate: 100 },
             // More than may be under way.
-            Self::SlowHandshakes => Shape::Crowd { connections: 600, rate: 1000 },
+            Self::SlowHandshakes => Shape::Crowd { connections: 600, rate: 600 },
             Self::ZeroWindows => Shape::Streams { connections: 4, streams: 100, rate: 400 },
             // It is served, all of it: the rate is that of a client whose every key press is a chunk, times a thousand.
             Self::ByteBody => Shape::Frames { rate: 2_000, again },

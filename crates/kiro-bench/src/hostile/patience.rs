@@ -61,11 +61,11 @@ impl Slow {
             Self::Head => ("request_timeout", 30),
             Self::Preface => ("preface_timeout", if matches!(door, Door::Inbound) { 10 } else { 30 }),
             Self::Handshake => ("tls_timeout", 10),
+            // The application waits for it, and its time is the service's.
+            Self::Body if matches!(door, Door::Ingress) => ("app_timeout", 15),
             Self::Body => ("request_timeout", 60),
             // Its connection goes on, for the others on it.
-            Self::Answer if matches!(door, Door::Inbound) => ("idle", 60),
-            // Looked for every quarter of a minute.
-            Self::Answer => ("slow_reader", 75),
+            Self::Answer => ("idle", 60),
         }
     }
 
@@ -222,8 +222,12 @@ async fn until_reset(mut read: ReadHalf<Box<dyn Io>>) {
     }
 }
 
-/// A head that never came has no method, and so its line differs from that of a body that never came.
+/// Whether an application's line can be of this: it has no address, and a head that never came has no method.
 fn of(slow: Slow, line: &Value) -> bool {
-    let posted = line["method"] == "POST";
-    (slow == Slow::Body) == posted
+    line["method"]
+        == match slow {
+            Slow::Body => "POST",
+            Slow::Answer => "GET",
+            Slow::Head | Slow::Preface | Slow::Handshake => "",
+        }
 }

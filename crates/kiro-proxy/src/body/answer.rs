@@ -128,6 +128,13 @@ impl AnswerBody {
     pub(crate) fn app(answer: AppAnswer, exchange: Exchange, turn: Option<Turn>) -> Self {
         Self::new(Source::App(answer), Some(exchange), turn)
     }
+
+    /// Notes that the client did not read it. Others may share its connection, so its line alone says whose it was.
+    pub(crate) fn not_read(&mut self) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.ended("idle");
+        }
+    }
 }
 
 impl Body for AnswerBody {

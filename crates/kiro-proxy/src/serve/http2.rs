@@ -173,7 +173,7 @@ async fn relay(
     opened: Opened,
     is_head: bool,
 ) -> Result<(), BodyError> {
-    let (mut head, body) = answer.into_parts();
+    let (mut head, mut body) = answer.into_parts();
     head.version = Version::HTTP_2;
     head.extensions.clear();
     if let Some(opened) = opened
@@ -192,8 +192,12 @@ async fn relay(
     if ends {
         return Ok(());
     }
-    let sent = send(body, &mut stream, &mut Passing { trailers_bytes: None }, pace).await;
+    let passing = &mut Passing { trailers_bytes: None };
+    let sent = send(&mut body, &mut stream, passing, pace).await;
     if let Err(error) = &sent {
+        if matches!(error, BodyError::Idle) {
+            body.not_read();
+        }
         break_off(&mut stream, error, grpc);
     }
     sent
