@@ -10,9 +10,10 @@ use super::replica::{InFlight, Replica};
 /// Chooses a replica for a request that has been at the addresses in `tried` before, and counts it as in flight there. `random` is
 /// 64 fresh random bits.
 ///
-/// Two replicas are drawn of those that are in and were not tried, and the lighter one is taken. A newcomer is drawn less often
+/// Two replicas are drawn of those that are in and were not tried, and the one is taken whose latency times requests in flight,
+/// this one included, is lower. A newcomer is drawn less often
 /// while it warms up; one whose ejection is over gets a trial, though not a request that has failed already. Where nobody is left,
-/// those are taken in this order: one that is due a trial, one that was tried, one that is out. `None` comes of an empty set alone.
+/// those are taken in this order: one that is due a trial, one that was tried but is well otherwise, one that is out. `None` comes of an empty set alone.
 #[must_use]
 pub fn choose(
     replicas: &[Arc<Replica>],
@@ -43,7 +44,7 @@ enum Round {
     Fit,
     /// The same, newcomers like others.
     Newcomers,
-    /// Who is in, whether tried or not.
+    /// Who is in, whether tried or not, unless it only is because too many others are out.
     Tried,
     /// Who is out, but was not tried.
     Out,
@@ -77,13 +78,13 @@ impl<'a> Draw<'a> {
         let begin = |replica| InFlight::begin(replica, self.now);
         let round = |round| self.two_of(round, random).map(begin);
         let trial = |replica: &Arc<Replica>| self.trial(replica);
-        let untried = self.replicas.iter().filter(|replica| !self.tried(replica));
+        let mut untried = self.replicas.iter().filter(|replica| !self.tried(replica));
         self.replicas
             .iter()
             .find_map(trial)
             .or_else(|| round(Round::Fit))
             .or_else(|| round(Round::Newcomers))
-            .or_else(|| untried.into_iter().find_map(|replica| InFlight::trial(replica, self.now)))
+            .or_else(|| untried.find_map(|replica| InFlight::trial(replica, self.now)))
             .or_else(|| round(Round::Tried))
             .or_else(|| round(Round::Out))
             .or_else(|| round(Round::Anyone))
@@ -128,22 +129,22 @@ impl<'a> Draw<'a> {
             (_, Round::Anyone) => true,
             (Standing::In { weight }, Round::Fit) => !tried && (weight >= 1.0 || unit(mix(random)) < weight),
             (Standing::In { .. }, Round::Newcomers) => !tried,
-            (Standing::In { .. }, Round::Tried) => true,
+            (Standing::In { .. }, Round::Tried) => !replica.is_failing(),
             (Standing::Out, Round::Out) => !tried,
             (Standing::In { .. } | Standing::Out, _) => false,
         }
     }
 
-    /// The lighter of two, with a chance that grows with the fourth power of what the other one costs more. An absolute choice
-    /// would give a replica that is better by a hundredth every draw, twice its share, until its own answers make it worse, and so
-    /// in turn; by the fourth power it gets 51 %, one that is better by half 84 %, by two 94 %, and one that is ten times better
-    /// all but one in ten thousand.
+    /// The lighter of two: always where the other one weighs twice as much or more, else with a chance that falls to one half with
+    /// the difference. Estimates of equal replicas differ by chance, and an absolute choice would give the best of them by a
+    /// hundredth all of its draws, twice its share, until its own answers make it worse, and then the next one.
     fn lighter(&self, first: &'a Arc<Replica>, second: &'a Arc<Replica>, random: u64) -> &'a Arc<Replica> {
         let (own, others) = first.latency(self.now).against(second.latency(self.now));
-        let own = own * f64::from(first.in_flight().saturating_add(1));
-        let others = others * f64::from(second.in_flight().saturating_add(1));
-        let (own, others) = (own * own * own * own, others * others * others * others);
-        if unit(random) * (own + others) < others { first } else { second }
+        let own = own * (f64::from(first.in_flight()) + 1.0);
+        let others = others * (f64::from(second.in_flight()) + 1.0);
+        let (light, heavy, lighter, heavier) =
+            if own <= others { (own, others, first, second) } else { (others, own, second, first) };
+        if unit(random) * 2.0 * light < heavy { lighter } else { heavier }
     }
 }
 

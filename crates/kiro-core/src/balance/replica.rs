@@ -117,6 +117,11 @@ impl Replica {
         self.outlier.standing(self.nanos(now), &self.settings)
     }
 
+    /// It has failed so often in a row that it is only in since others are out.
+    pub(super) fn is_failing(&self) -> bool {
+        self.outlier.failures() >= self.settings.failures()
+    }
+
     fn decay(&self, nanos: u64) -> Duration {
         let decay = self.settings.decay();
         match self.outlier.standing(nanos, &self.settings) {
