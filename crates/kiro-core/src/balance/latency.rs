@@ -37,10 +37,10 @@ impl Latency {
     pub(super) fn against(self, other: Self) -> (f64, f64) {
         let least = if self.measured || other.measured { LEAST_NANOS } else { GUESS_NANOS };
         let (mut own, mut others) = (self.nanos.max(least), other.nanos.max(least));
-        if !self.measured {
-            own = own.max(others);
-        } else if !other.measured {
-            others = others.max(own);
+        match (self.measured, other.measured) {
+            (true, false) => others = others.max(own),
+            (false, true) => own = own.max(others),
+            (true, true) | (false, false) => {}
         }
         (f64::from(own), f64::from(others))
     }
@@ -148,5 +148,157 @@ impl PeakEwma {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             change(Word::unpack(word)).map(Word::pack)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DECAY: Duration = Duration::from_secs(10);
+    const MILLISECOND: u64 = 1_000_000;
+
+    fn milliseconds(latency: Latency) -> f64 {
+        f64::from(latency.nanos) / 1e6
+    }
+
+    /// The rule in plain floating point, as tower has it: a peak at once, else by the time that has passed.
+    #[derive(Default)]
+    struct Model {
+        estimate: Option<f64>,
+        at: u64,
+    }
+
+    impl Model {
+        fn weight(&self, now: u64) -> f64 {
+            (-(now.saturating_sub(self.at) as f64) / DECAY.as_nanos() as f64).exp()
+        }
+
+        fn observe(&mut self, now: u64, sample: f64) {
+            self.estimate = Some(match self.estimate {
+                Some(old) if sample < old => old * self.weight(now) + sample * (1.0 - self.weight(now)),
+                Some(_) | None => sample,
+            });
+            self.at = now;
+        }
+    }
+
+    fn random(seed: &mut u64) -> u64 {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *seed >> 20
+    }
+
+    #[test]
+    fn agrees_with_the_rule_in_plain_figures() {
+        for seed in 0..300 {
+            let (ewma, mut model, mut dice) = (PeakEwma::unknown(), Model::default(), seed);
+            // Some begin long after their set did, where ticks go round in the middle of the run.
+            let mut now = if seed % 3 == 0 { ((1_u64 << 32) << TICK_BITS) - 20_000 * MILLISECOND } else { 0 };
+            ewma.reset(now, None);
+            for step in 0..200 {
+                now += random(&mut dice) % (MILLISECOND << (random(&mut dice) % 12));
+                let sample = random(&mut dice) % (MILLISECOND << (random(&mut dice) % 8));
+                ewma.observe(now, Duration::from_nanos(sample), DECAY);
+                model.observe(now, sample as f64);
+                let estimate = f64::from(ewma.read(now, DECAY).nanos);
+                let expected = model.estimate.unwrap();
+                // A tick is a ten-thousandth of the decay; the errors of a few of them add up.
+                assert!((estimate - expected).abs() <= expected * 0.01 + 2.0, "seed {seed} step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_peak_counts_at_once_and_is_forgotten_gradually() {
+        let ewma = PeakEwma::unknown();
+        for now in 0..1000 {
+            ewma.observe(now * MILLISECOND, Duration::from_millis(2), DECAY);
+        }
+        ewma.observe(1000 * MILLISECOND, Duration::from_millis(100), DECAY);
+        assert!((milliseconds(ewma.read(1000 * MILLISECOND, DECAY)) - 100.0).abs() < 0.1);
+        ewma.observe(1001 * MILLISECOND, Duration::from_millis(2), DECAY);
+        assert!(milliseconds(ewma.read(1001 * MILLISECOND, DECAY)) > 99.0);
+        for now in 1002..11_000 {
+            ewma.observe(now * MILLISECOND, Duration::from_millis(2), DECAY);
+        }
+        let after_one_decay = milliseconds(ewma.read(11_000 * MILLISECOND, DECAY));
+        assert!((after_one_decay - (2.0 + 98.0 / std::f64::consts::E)).abs() < 1.0, "{after_one_decay}");
+        // Without answers too, so that it is tried again.
+        let later = milliseconds(ewma.read(61_000 * MILLISECOND, DECAY));
+        assert!(later < 0.5, "{later}");
+    }
+
+    #[test]
+    fn who_went_away_makes_nobody_fast() {
+        let ewma = PeakEwma::unknown();
+        ewma.observe(0, Duration::from_millis(100), DECAY);
+        for now in 1..1000 {
+            ewma.at_least(now * MILLISECOND, Duration::from_millis(1), DECAY);
+        }
+        let unmoved = milliseconds(ewma.read(0, DECAY));
+        assert!(unmoved > 99.9, "{unmoved}");
+        ewma.at_least(1000 * MILLISECOND, Duration::from_millis(500), DECAY);
+        assert!(milliseconds(ewma.read(1000 * MILLISECOND, DECAY)) > 499.0);
+    }
+
+    #[test]
+    fn an_unknown_latency_counts_like_the_other_one() {
+        let unknown = PeakEwma::unknown();
+        let known = PeakEwma::unknown();
+        known.observe(0, Duration::from_millis(7), DECAY);
+        let read = |ewma: &PeakEwma| ewma.read(0, DECAY);
+        let (own, others) = read(&unknown).against(read(&known));
+        assert!(own == others && (own - 7e6).abs() < 10.0);
+        let (own, others) = read(&known).against(read(&unknown));
+        assert!(own == others && (own - 7e6).abs() < 10.0);
+        let (own, others) = read(&unknown).against(read(&unknown));
+        assert!(own == others && own > 0.0);
+        assert_eq!(read(&unknown).known(), None);
+
+        // What is known of it all the same counts: somebody waited for it in vain.
+        unknown.at_least(0, Duration::from_secs(1), DECAY);
+        let (own, others) = read(&unknown).against(read(&known));
+        assert!(own > 0.9e9 && others < 8e6);
+        let (others, own) = read(&PeakEwma::unknown()).against(read(&unknown));
+        assert!(own > 0.9e9 && others < 31e6);
+        assert_eq!(read(&unknown).known(), None);
+    }
+
+    #[test]
+    fn clocks_that_differ_and_ticks_that_go_round_do_no_harm() {
+        let ewma = PeakEwma::unknown();
+        let now = 3_600_000 * MILLISECOND;
+        ewma.observe(now, Duration::from_millis(50), DECAY);
+        // A worker that is behind neither decays it nor turns its time back.
+        assert!(milliseconds(ewma.read(now - 5 * MILLISECOND, DECAY)) > 49.9);
+        ewma.observe(now - 5 * MILLISECOND, Duration::from_millis(1), DECAY);
+        assert!(milliseconds(ewma.read(now, DECAY)) > 49.9);
+        // Idle for weeks.
+        for days in [1, 20, 25, 26, 30, 50, 60, 500] {
+            let ewma = PeakEwma::unknown();
+            ewma.observe(now, Duration::from_secs(60), DECAY);
+            let later = now + days * 86_400_000 * MILLISECOND;
+            assert!(milliseconds(ewma.read(later, DECAY)) < 1.0, "after {days} days");
+        }
+        for sample in [Duration::ZERO, Duration::MAX] {
+            ewma.observe(u64::MAX, sample, DECAY);
+            assert!(ewma.read(u64::MAX, DECAY).against(ewma.read(0, DECAY)).0.is_finite());
+        }
+    }
+
+    #[test]
+    fn no_thread_loses_a_peak() {
+        let ewma = PeakEwma::unknown();
+        std::thread::scope(|scope| {
+            for thread in 1..=4_u64 {
+                let ewma = &ewma;
+                scope.spawn(move || {
+                    for sample in 0..10_000 {
+                        ewma.observe(0, Duration::from_nanos(1000 + sample * thread), DECAY);
+                    }
+                });
+            }
+        });
+        assert_eq!(ewma.read(0, DECAY).known(), Some(Duration::from_nanos(1000 + 9_999 * 4)));
     }
 }

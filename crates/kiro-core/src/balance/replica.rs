@@ -209,33 +209,33 @@ impl InFlight {
     /// The response's head is here, or there will be none. What is returned is worth a line in the log.
     #[must_use = "an event is worth a line in the log"]
     pub fn end(mut self, now: Instant, outcome: Outcome) -> Option<Event> {
-        let replica = Arc::clone(&self.replica);
+        let Self { replica, since, began } = &mut self;
         let (nanos, settings) = (replica.nanos(now), &replica.settings);
-        let (took, decay) = (now.saturating_duration_since(self.since), replica.decay(nanos));
+        let (took, decay) = (now.saturating_duration_since(*since), replica.decay(nanos));
         let change = match outcome {
             Outcome::Success => {
                 replica.latency.observe(nanos, took, decay);
-                replica.outlier.answered(self.began, true, nanos, settings)
+                replica.outlier.answered(*began, true, nanos, settings)
             }
             Outcome::Rejected => {
                 replica.latency.at_least(nanos, took, decay);
-                replica.outlier.answered(self.began, false, nanos, settings)
+                replica.outlier.answered(*began, false, nanos, settings)
             }
             Outcome::Failure => {
                 replica.latency.at_least(nanos, took, decay);
-                replica.outlier.failed(self.began, false, nanos, settings)
+                replica.outlier.failed(*began, false, nanos, settings)
             }
-            Outcome::ConnectFailure => replica.outlier.failed(self.began, true, nanos, settings),
+            Outcome::ConnectFailure => replica.outlier.failed(*began, true, nanos, settings),
             Outcome::Abandoned => {
                 replica.latency.at_least(nanos, took, decay);
                 // Not at once: where a replica hangs, one client after the other would wait at it and go away.
-                if let Some(claim) = self.began.claim.take() {
+                if let Some(claim) = began.claim.take() {
                     replica.outlier.release(claim, nanos, settings.ejection(0));
                 }
                 None
             }
         }?;
-        self.began.claim = None;
+        began.claim = None;
         if matches!(change, super::Change::Returned { .. }) {
             // What it took to answer before it failed, or while it did, is no measure of it now.
             replica.latency.reset(nanos, (outcome == Outcome::Success).then_some(took));

@@ -75,6 +75,10 @@ impl Replicas {
             });
             replicas.push(replica);
         }
+        // Answers of DNS come in any order: the same addresses are no news.
+        if joining.is_empty() && replicas.len() == snapshot.len() {
+            return Vec::new();
+        }
         for replica in snapshot.iter() {
             if !replicas.iter().any(|stays| stays.address() == replica.address()) {
                 replica.leave(&mut census);
@@ -123,7 +127,7 @@ impl Replicas {
         Arc::clone(&self.members().snapshot)
     }
 
-    /// Changes with each update; read without a lock.
+    /// Changes with each update that has news; read without a lock.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
