@@ -32,11 +32,12 @@ mod outlier;
 mod replica;
 mod replicas;
 mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use choice::choose;
-pub use outlier::{Cause, Change, Event, State};
 pub use replica::{InFlight, Outcome, Replica, View};
 pub use replicas::{REPLICAS_MAX, Replicas, Snapshot};
 pub use settings::{Settings, SettingsError};
+pub use state::{Cause, Change, Event, State};

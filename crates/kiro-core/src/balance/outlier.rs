@@ -4,12 +4,12 @@
 //! compare-and-swap; each change between in and out is made under the lock of the set's [`Census`], which makes the rule of the
 //! half exact.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::settings::Settings;
+use super::state::{Cause, Change, State};
 
 /// A trial without an answer for so long no longer keeps others from trying: it may be a request that waits for an event. Longer
 /// than the 15 s that a request usually has, so that a replica that hangs is tried by one request at a time.
@@ -17,93 +17,6 @@ pub(super) const TRIAL_LEASE: Duration = Duration::from_secs(20);
 
 /// A newcomer's share at first.
 const FIRST_SHARE: f64 = 0.1;
-
-/// What a person sees of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// In, with all of its share.
-    Up,
-    /// In, with a share that grows: it is new, or has just come back.
-    Warming,
-    /// Out, since it failed several times in a row.
-    Ejected,
-    /// Out, since it could not be connected to.
-    Unreachable,
-    /// Out, and one request is trying it.
-    Probing,
-}
-
-impl State {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Up, Self::Warming, Self::Ejected, Self::Unreachable, Self::Probing];
-
-    /// The name in metrics, logs and `/config`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Warming => "warming",
-            Self::Ejected => "ejected",
-            Self::Unreachable => "unreachable",
-            Self::Probing => "probing",
-        }
-    }
-}
-
-/// A replica went out or came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
-    /// Which one.
-    pub address: SocketAddr,
-    /// What became of it.
-    pub change: Change,
-}
-
-/// What became of a replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// It is out, or stays so.
-    Ejected {
-        /// Why.
-        cause: Cause,
-        /// When it will be tried.
-        lasts: Duration,
-    },
-    /// It is in again: a request reached it and went well.
-    Returned {
-        /// How long it was out.
-        after: Duration,
-    },
-    /// It is in again though no request has gone well: more than half of the replicas would be ejected. Others have left the set
-    /// for good, or others are ejected and this one was unreachable and answers now, if only with failures.
-    Readmitted {
-        /// How long it was out.
-        after: Duration,
-    },
-}
-
-/// Why a replica is out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// Several failures in a row.
-    Failures,
-    /// A connect that failed.
-    Unreachable,
-    /// The trial after an ejection failed.
-    Trial,
-}
-
-impl Cause {
-    /// The name in logs and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Failures => "consecutive failures",
-            Self::Unreachable => "unreachable",
-            Self::Trial => "trial failed",
-        }
-    }
-}
 
 /// How a choice sees a replica.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -522,5 +435,53 @@ impl Outlier {
         }
         let after = self.back(census, &mut self.record(), now, settings);
         Some(Change::Readmitted { after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four replicas that each fail for the fifth time while nobody may count yet: all of them have seen that there is room.
+    #[test]
+    fn the_half_is_counted_under_the_lock() {
+        let settings = Settings::default();
+        for round in 0..20 {
+            let census = Arc::new(Census::default());
+            let outliers: Vec<_> = (0..4).map(|_| Outlier::new(Arc::clone(&census))).collect();
+            let mut locked = census.lock();
+            locked.members(4);
+            for outlier in &outliers {
+                outlier.join(&mut locked, 0, true, &settings);
+            }
+            drop(locked);
+            for outlier in &outliers {
+                assert!((0..4).all(|_| outlier.failed(outlier.begin(), false, 0, &settings).is_none()));
+            }
+            let locked = census.lock();
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = outliers
+                    .iter()
+                    .map(|outlier| scope.spawn(|| outlier.failed(outlier.begin(), false, 0, &settings)))
+                    .collect();
+                while outliers.iter().any(|outlier| outlier.failures() < settings.failures()) {
+                    std::thread::yield_now();
+                }
+                drop(locked);
+                let out = threads.into_iter().filter_map(|thread| thread.join().unwrap()).count();
+                assert_eq!(out, 2, "round {round}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_word_holds_what_was_put_in() {
+        for kind in [Kind::In, Kind::Ejected, Kind::Unreachable] {
+            for (trial, until) in [(false, 0), (true, 1), (false, UNTIL_MAX), (true, UNTIL_MAX)] {
+                let word = Word { kind, trial, until };
+                assert_eq!(Word::unpack(word.pack()), word);
+            }
+        }
+        assert_eq!(after(u64::MAX, Duration::MAX), UNTIL_MAX);
     }
 }

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::latency::{Latency, PeakEwma};
-use super::outlier::{Began, Census, Counting, Event, Outlier, Standing, State};
+use super::outlier::{Began, Census, Counting, Outlier, Standing};
 use super::settings::Settings;
+use super::state::{Change, Event, State};
 
 /// While a replica warms up, slow answers are forgotten so many times faster: caches fill and connections are made, and with the
 /// usual decay one first answer of 100 ms would keep a newcomer idle for longer than its warm-up lasts.
@@ -236,7 +237,7 @@ impl InFlight {
             }
         }?;
         began.claim = None;
-        if matches!(change, super::Change::Returned { .. }) {
+        if matches!(change, Change::Returned { .. }) {
             // What it took to answer before it failed, or while it did, is no measure of it now.
             replica.latency.reset(nanos, (outcome == Outcome::Success).then_some(took));
         }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::outlier::{Census, Event};
+use super::outlier::Census;
 use super::replica::{Replica, View};
 use super::settings::Settings;
+use super::state::Event;
 
 /// More addresses of one service are not used: far more than the 65,535 bytes of a DNS answer are likely to bring, and a bound.
 pub const REPLICAS_MAX: usize = 1024;

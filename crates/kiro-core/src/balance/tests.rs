@@ -229,6 +229,7 @@ fn one_connect_failure_is_enough_and_has_no_half() {
 #[test]
 fn one_trial_at_a_time_decides() {
     let mut service = Service::new(3);
+    assert_eq!(service.send(0).end(service.now + seconds(9), Outcome::Success), None);
     service.fails(0, 5);
     service.wait(Duration::from_millis(999));
     service.no_trial();
@@ -330,6 +331,12 @@ fn what_began_before_an_ejection_tells_nothing_after_it() {
         assert_eq!(request.end(service.now, outcome), None);
     }
     assert_eq!(service.state(0), State::Ejected);
+    let old = service.send(1);
+    service.ends(1, Outcome::ConnectFailure);
+    assert!(service.ends(1, Outcome::Success).is_some());
+    service.fails(1, 4);
+    assert_eq!(old.end(service.now, Outcome::Success), None);
+    assert_eq!(service.view(1).failures, 4);
     // Nor after its return.
     assert!(matches!(service.ends(0, Outcome::Success), Some(Change::Returned { .. })));
     let old: Vec<_> = (0..9).map(|_| service.send(0)).collect();
@@ -375,6 +382,18 @@ fn newcomers_warm_up_where_others_are() {
     service.discover([10, 12]);
     service.discover([12]);
     assert_eq!(service.choose(&[]).address(), address(12));
+}
+
+#[test]
+fn a_cold_start_is_forgotten_faster() {
+    let mut service = Service::new(1);
+    service.discover(0..2);
+    let latency = |service: &Service, host| service.view(host).latency.unwrap().as_millis();
+    for host in 0..2 {
+        assert_eq!(service.send(host).end(service.now + Duration::from_millis(100), Outcome::Success), None);
+    }
+    service.wait(seconds(5));
+    assert!((58..64).contains(&latency(&service, 0)) && (12..15).contains(&latency(&service, 1)));
 }
 
 #[test]
