@@ -9,10 +9,9 @@
 //! 2. [`RetryBudget::succeeded`] for each attempt that was answered and is no failure to the policy ([`RetryPolicy::is_failure`]);
 //! 3. [`decide`] for each attempt that failed, exactly once.
 //!
-//! **Invariant**: of an edge's requests, `repeated ≤ ratio × requests + floor × time + burst`, and
-//! `rerouted ≤ successes + `[`THROTTLE_FAILURES`], where a rerouted attempt is one that follows a first attempt which was surely
-//! not processed. The service so never works more than `1 + ratio` times for each request (and the floor), and while all of it is
-//! gone, no more attempts than that knock at its door.
+//! **Invariant**: of an edge's requests, `repeated ≤ ratio × requests + floor × time + burst`, where a repeated attempt is one that
+//! follows one which may have been processed, or is a request's third. So the service never works more than `1 + ratio` times for
+//! each request (and the floor). While nothing succeeds, no more than [`THROTTLE_FAILURES`] are repeated, and twice as many rerouted.
 
 mod budget;
 mod policy;
@@ -23,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
+use budget::Hope;
 pub use budget::{
     BURST_MAX, BudgetSettings, BudgetSettingsError, FLOOR_PER_SECOND_MAX, RetryBudget, THROTTLE_FAILURES,
 };
@@ -186,13 +186,13 @@ pub fn decide(
     random: u64,
 ) -> Verdict {
     // Counted whatever becomes of the request: the throttle is about the edge.
-    let worth_it = budget.failed();
+    let hope = budget.failed(now);
     let wait = match allowed(policy, attempt).and_then(|()| wait(policy, attempt, random)) {
         Ok(wait) => wait,
         Err(reason) => return Verdict::GiveUp(reason),
     };
     // The last question, since its answer costs something.
-    match pay(budget, attempt, worth_it, now) {
+    match pay(budget, attempt, hope, now) {
         Ok(()) => Verdict::Retry { after: wait },
         Err(reason) => Verdict::GiveUp(reason),
     }
@@ -244,25 +244,20 @@ fn wait(policy: &RetryPolicy, attempt: &FailedAttempt<'_>, random: u64) -> Resul
 }
 
 /// Whether the retry is a reroute: the first one of a request that surely nobody processed, to where it was not refused yet. While
-/// reroutes succeed, none is refused: an update that takes away one replica of two must not cost the budget, nor a request.
+/// anything succeeds, none is refused: an update that takes away one replica of two must not cost the budget, nor a request.
 fn is_free(attempt: &FailedAttempt<'_>) -> bool {
     attempt.failure.is_surely_not_processed()
         && attempt.attempts_made <= 1
         && (attempt.another_replica || attempt.failure.is_of_its_connection())
 }
 
-fn pay(
-    budget: &RetryBudget,
-    attempt: &FailedAttempt<'_>,
-    worth_it: bool,
-    now: Instant,
-) -> Result<(), GiveUp> {
-    if worth_it && is_free(attempt) {
+fn pay(budget: &RetryBudget, attempt: &FailedAttempt<'_>, hope: Hope, now: Instant) -> Result<(), GiveUp> {
+    if is_free(attempt) && hope.reroute {
         return Ok(());
     }
     // What was surely not processed cost the service next to nothing, and may find one of few that are left: the budget is bound
     // enough.
-    if !worth_it && !attempt.failure.is_surely_not_processed() {
+    if !attempt.failure.is_surely_not_processed() && !hope.repeat {
         return Err(GiveUp::Throttled);
     }
     if budget.withdraw(now) { Ok(()) } else { Err(GiveUp::Budget) }

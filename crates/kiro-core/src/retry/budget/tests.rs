@@ -176,36 +176,84 @@ fn a_full_bucket_is_not_written_to() {
     assert_eq!(budget.empty_at.load(Ordering::Relaxed), before);
 }
 
-#[test]
-fn the_throttle_closes_while_most_attempts_fail() {
-    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
-    let open = (0..1_000).filter(|_| budget.failed()).count();
-    assert_eq!(open, THROTTLE_FAILURES as usize - 1);
-    assert!(budget.is_throttled());
-    // As many successes beyond the failures as it takes tokens to be more than half full.
-    for _ in 0..THROTTLE_FAILURES {
-        budget.succeeded();
-        assert!(budget.is_throttled());
-    }
-    budget.succeeded();
-    assert!(!budget.is_throttled());
-    assert!(!budget.failed());
+/// How many failures in such a rhythm are worth a repetition before none is.
+fn failures_until_closed(every: Duration) -> u32 {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    (1..).find(|failure| !budget.failed(base + every * *failure).repeat).unwrap() - 1
+}
 
-    // Half of all failing is the border, which an edge with one dead replica of two doesn't cross.
-    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
-    for _ in 0..1_000 {
-        assert!(budget.failed());
+#[test]
+fn the_throttle_closes_after_a_hundred_failures_or_two_seconds_of_nothing_else() {
+    for (every_millis, failures) in
+        [(0, 99), (1, 99), (20, 99), (40, 49), (100, 19), (500, 3), (1_000, 1), (60_000, 1)]
+    {
+        let every = Duration::from_millis(every_millis);
+        assert_eq!(failures_until_closed(every), failures, "{every:?}");
+        let closed_after = every * (failures + 1);
+        assert!(closed_after <= Duration::from_secs(2) || failures == 1, "{every:?}: {closed_after:?}");
+    }
+}
+
+/// For how many of a hundred attempts the throttle is open, where this share of them succeeds.
+fn open_percent(every: Duration, succeed_percent: u64) -> u64 {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    let mut random = Random(7);
+    let mut open = 0;
+    for attempt in 0..10_000 {
+        if random.below(100) < succeed_percent {
+            budget.succeeded();
+        } else {
+            let _ = budget.failed(base + every * attempt);
+        }
+        open += u64::from(!budget.is_throttled());
+    }
+    open / 100
+}
+
+#[test]
+fn the_throttle_is_about_whether_most_attempts_succeed() {
+    for every_millis in [0, 1, 10, 100, 1_000, 60_000] {
+        let every = Duration::from_millis(every_millis);
+        let open = [75, 35].map(|succeed| open_percent(every, succeed));
+        assert!(open[0] >= 80 && open[1] <= 20, "{every:?}: {open:?}");
+    }
+}
+
+#[test]
+fn a_retry_that_mends_a_failure_makes_good_for_it() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    // A quiet caller, and one replica of two fails: every other request succeeds with its second attempt.
+    for second in 0..1_000 {
+        assert!(budget.failed(base + Duration::from_secs(2 * second)).repeat);
+        budget.succeeded();
         budget.succeeded();
     }
 }
 
 #[test]
+fn as_long_as_anything_succeeds_a_reroute_is_worth_it() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    let reroutes = (0..1_000).filter(|_| budget.failed(base).reroute).count();
+    assert_eq!(reroutes, 2 * THROTTLE_FAILURES as usize);
+    for _ in 0..100 {
+        budget.succeeded();
+        assert!(budget.failed(base).reroute);
+        assert!(!budget.failed(base).reroute);
+    }
+}
+
+#[test]
 fn the_throttle_is_exact_on_many_threads() {
-    let budget = RetryBudget::new(BudgetSettings::default(), Instant::now()).unwrap();
-    let (open, successes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let base = Instant::now();
+    let budget = RetryBudget::new(BudgetSettings::default(), base).unwrap();
+    let (reroutes, successes) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for seed in 0..4 {
-            let (budget, open, successes) = (&budget, &open, &successes);
+            let (budget, reroutes, successes) = (&budget, &reroutes, &successes);
             scope.spawn(move || {
                 let mut random = Random(seed);
                 for _ in 0..5_000 {
@@ -213,14 +261,15 @@ fn the_throttle_is_exact_on_many_threads() {
                         budget.succeeded();
                         successes.fetch_add(1, Ordering::Relaxed);
                     } else {
-                        open.fetch_add(u64::from(budget.failed()), Ordering::Relaxed);
+                        reroutes.fetch_add(u64::from(budget.failed(base).reroute), Ordering::Relaxed);
                     }
                 }
             });
         }
     });
-    let (open, bound) = (open.into_inner(), successes.into_inner() + u64::from(THROTTLE_FAILURES));
-    assert!(open <= bound, "{open} of {bound}");
+    let bound = successes.into_inner() + 2 * u64::from(THROTTLE_FAILURES);
+    let reroutes = reroutes.into_inner();
+    assert!(reroutes <= bound, "{reroutes} of {bound}");
 }
 
 #[test]
