@@ -218,6 +218,23 @@ fn trials_that_hang_are_given_up() {
 }
 
 #[test]
+fn who_comes_second_to_the_lock_begins_no_round_of_its_own() {
+    let mut story = Story::begin();
+    story.open();
+    // Both saw that the time is over; the second one waited for the lock while the first one began.
+    story.pass(5.0);
+    let first = story.trial();
+    let second = story.breaker.begin_round(story.now);
+    let Admission::Trial(trial) = &second else { panic!("{second:?}") };
+    assert_eq!(trial.transition(), None);
+    assert_eq!(story.breaker.snapshot(story.now).trials_in_flight, 2);
+    // Or began, failed, and opened it again.
+    assert!(story.record(first, Outcome::Failure).is_some());
+    let third = story.breaker.begin_round(story.now);
+    assert!(matches!(third, Admission::Refused { .. }), "{third:?}");
+}
+
+#[test]
 fn what_was_admitted_before_it_opened_says_nothing_afterwards() {
     let mut story = Story::begin();
     let late: Vec<Admission> = (0..100).map(|_| story.admit()).collect();

@@ -202,7 +202,8 @@ impl RetryBudget {
     pub fn deposit(&self, now: Instant) {
         let full = self.since_base(now) - self.burst_nanos;
         let _ = self.empty_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
-            (empty_at > full).then(|| (empty_at - self.deposit_nanos).max(full))
+            // What is over the burst is cut off where it is looked at.
+            (empty_at > full).then_some(empty_at - self.deposit_nanos)
         });
     }
 

@@ -112,15 +112,15 @@ fn a_storm_on_many_threads_gets_what_the_budget_has_and_not_one_more() {
 fn a_deposit_on_one_thread_is_spent_once_on_another() {
     let base = Instant::now();
     let budget = RetryBudget::new(settings(100, 1, 10_000), base).unwrap();
-    while budget.withdraw(base) {}
+    assert_eq!((0..20_000).filter(|_| budget.withdraw(base)).count(), 10_000);
     let (spent, done) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 loop {
                     let last = done.load(Ordering::Acquire);
-                    while budget.withdraw(base) {
-                        spent.fetch_add(1, Ordering::Relaxed);
+                    for _ in 0..10_000 {
+                        spent.fetch_add(u64::from(budget.withdraw(base)), Ordering::Relaxed);
                     }
                     if last {
                         break;
@@ -162,6 +162,16 @@ fn a_quiet_edge_lives_on_its_floor_and_a_busy_one_on_its_share() {
     assert!(!budget.withdraw(base));
     budget.deposit(base);
     assert!(!budget.withdraw(later));
+}
+
+#[test]
+fn rounding_never_adds_a_retry() {
+    let base = Instant::now();
+    let budget = RetryBudget::new(settings(0, 3, 1), base).unwrap();
+    assert!(budget.withdraw(base));
+    // A third of a second is a little longer than this.
+    assert!(!budget.withdraw(base + Duration::from_nanos(333_333_333)));
+    assert!(budget.withdraw(base + Duration::from_nanos(333_333_334)));
 }
 
 #[test]
