@@ -287,7 +287,7 @@ async fn a_callee_that_opens_no_window_stops_the_one_request() {
     for _ in 0..20 {
         let mut client = Client::app_of(&world, "caller").await;
         client.send("POST http://callee/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n").await;
-        client.send([b'a'; 60_000]).await;
+        client.send(vec![b'a'; 60_000]).await;
         uploads.push(client);
     }
     for _ in 0..5 {

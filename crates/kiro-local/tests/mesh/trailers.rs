@@ -17,7 +17,7 @@ use crate::hostile::{self, Leaf, MESH};
 use crate::support::{Spec, World, eventually};
 
 /// What an HTTP/1 library takes, and HPACK makes 130 KiB of: more CONTINUATION frames than its receiver bears.
-const RARE: [u8; 40_000] = [0xff; 40_000];
+static RARE: [u8; 40_000] = [0xff; 40_000];
 
 fn trailers(value: &[u8]) -> HeaderMap {
     let mut trailers = HeaderMap::new();
