@@ -193,11 +193,12 @@ async fn check_flood(world: &World, door: Door, flooder: &Flooder, place: usize)
     };
     assert!(matches!(status, 200 | 502), "{what}: {status} {reject:?}");
     let is_its = |line: &serde_json::Value| {
-        line["target"] == "kiro::abuse" && line["remote"] == *flooder.address.to_string()
+        line["target"] == "kiro::abuse"
+            && line["service"] == service
+            && line["remote"] == *flooder.address.to_string()
     };
     let line = events.wait_for_after(lines, &what, is_its).await;
     assert_eq!(line["reason"], reason, "{what}: {line}");
-    assert_eq!(line["service"], service, "{what}: {line}");
     let identity = line.get("identity").and_then(serde_json::Value::as_str);
     assert_eq!(
         identity,

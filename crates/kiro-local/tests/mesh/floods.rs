@@ -166,15 +166,18 @@ async fn check_flood(world: &World, door: Door, flood: &Flood) {
     let events = events();
     let (service, listener) = door.whose();
     let series = format!("kiro_abuse_total{{listener=\"{listener}\",reason=\"{reason}\"}}");
-    let before = world.metric(service, &series).await;
+    let (before, lines) = (world.metric(service, &series).await, events.lines().len());
     let (stream, local) = door.open(world).await;
     send(stream, pieces(door.authority())).await;
     let what = format!("{name} through {door:?}");
     // Another test's client may have had this one's port.
     let is_its = |line: &serde_json::Value| {
-        line["target"] == "kiro::abuse" && line["remote"] == *local && line["listener"] == listener
+        line["target"] == "kiro::abuse"
+            && line["service"] == service
+            && line["remote"] == *local
+            && line["listener"] == listener
     };
-    let line = events.wait_for(&what, is_its).await;
+    let line = events.wait_for_after(lines, &what, is_its).await;
     assert_eq!(line["reason"], reason, "{what}: {line}");
     let identity = line.get("identity").and_then(serde_json::Value::as_str);
     let known = matches!(door, Door::Inbound).then_some("spiffe://test.mesh/first");

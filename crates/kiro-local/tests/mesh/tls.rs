@@ -159,13 +159,14 @@ async fn the_inbound_port_does_not_speak_plain_http() {
     let events = events();
     let mut world = World::start(Spec::pair()).await;
     let recorder = world.recorder("callee").await;
-    let mut stream = TcpStream::connect(world.addresses("callee").inbound).await.unwrap();
-    let local = stream.local_addr().unwrap().to_string();
+    let inbound = world.addresses("callee").inbound;
+    let mut stream = TcpStream::connect(inbound).await.unwrap();
+    let (local, inbound) = (stream.local_addr().unwrap().to_string(), inbound.to_string());
     stream.write_all(b"GET /a HTTP/1.1\r\nHost: callee\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP/"), "{answer:?}");
-    let line = refusal(&events, "plain", |line| line["remote"] == *local).await;
+    let line = refusal(&events, "plain", |line| line["local"] == *inbound && line["remote"] == *local).await;
     let says = Says {
         reason: "tls_plain_http",
         expected: "spiffe://test.mesh/<service>",
@@ -365,11 +366,11 @@ async fn a_callee_must_prove_to_be_the_one_that_was_dialled() {
             check_back_off(&world, &what, reason, || fake.connections()).await;
             assert_eq!(fake.heads(), 0, "{what}: no request leaves");
 
-            let of_it = |line: &serde_json::Value| line["remote"] == *address.to_string();
+            let of_it =
+                |line: &serde_json::Value| line["side"] == "client" && line["remote"] == *address.to_string();
             let line = events.wait_for(&what, of_it).await;
             let expected = "spiffe://test.mesh/callee";
             check(&what, &line, Says { reason, expected, presented, fix });
-            assert_eq!(line["side"], "client");
             let lines = events.lines().into_iter().filter(of_it).count();
             assert_eq!(lines, fake.connections(), "{what}: one line a handshake");
             assert!(world.stop().await);
