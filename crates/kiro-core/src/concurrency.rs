@@ -216,9 +216,9 @@ impl<W> ConcurrencyLimit<W> {
         latency: Duration,
         mut wake: impl FnMut(W, Verdict) -> bool,
     ) {
-        let grown = self.learn(now, outcome, latency);
+        let changed = self.learn(now, outcome, latency);
         self.release();
-        if self.waiting.load(Ordering::SeqCst) > 0 || grown {
+        if self.waiting.load(Ordering::SeqCst) > 0 || changed {
             self.hand_on(now, &mut wake);
         }
     }
@@ -311,16 +311,16 @@ impl<W> ConcurrencyLimit<W> {
     fn tell(&self, now: Instant, told: Told<W>, wake: &mut impl FnMut(W, Verdict) -> bool) {
         let mut told = told;
         loop {
-            let shed = Verdict::Shed(self.shed(ShedReason::WaitedTooLong));
-            for waiter in told.shed {
-                wake(waiter, shed);
-            }
             let mut nobody_there = false;
             for waiter in told.admitted {
                 if !wake(waiter, Verdict::Admitted) {
                     self.release();
                     nobody_there = true;
                 }
+            }
+            let shed = Verdict::Shed(self.shed(ShedReason::WaitedTooLong));
+            for waiter in told.shed {
+                wake(waiter, shed);
             }
             if !nobody_there {
                 return;

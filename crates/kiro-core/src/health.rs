@@ -276,3 +276,98 @@ impl Health {
         Some(Transition { from, to, reason, at: now })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Results as letters (`.` a success, `x` a failure, `!` unreachable), and the state after each: `?`, `+`, `-`.
+    fn check(settings: HealthSettings, results: &str, states: &str) {
+        let start = Instant::now();
+        let mut health = Health::new(settings, start);
+        let mut seen = String::new();
+        for (second, result) in results.chars().enumerate() {
+            let (now, before) = (start + Duration::from_secs(second as u64), health.state());
+            let change = match result {
+                '.' => health.record(Ok(()), now),
+                'x' => health.record(Err(Failure::Timeout), now),
+                _ => health.unreachable(now),
+            };
+            match change {
+                Some(change) => {
+                    assert_ne!(change.from, change.to);
+                    assert_eq!((change.from, change.to, change.at), (before, health.state(), health.since()));
+                }
+                None => assert_eq!(before, health.state()),
+            }
+            seen.push(match health.state() {
+                State::Unknown => '?',
+                State::Ready => '+',
+                State::Unready => '-',
+            });
+        }
+        assert_eq!(seen, states, "{results}");
+    }
+
+    #[test]
+    fn thresholds_are_of_results_in_a_row() {
+        let check = |results, states| check(HealthSettings::default(), results, states);
+        check(".", "+");
+        check("xx.", "??+");
+        check("xxx.", "??--");
+        check("xxx..", "??--+");
+        check(".xx.xx.xx.xxx", "++++++++++++-");
+        check(".xxx.x..", "+++----+");
+        check(".!.", "+--");
+        check(".!..", "+--+");
+        check("!..", "--+");
+        check(".!x..xx", "+---+++");
+        check(".!!!..", "+----+");
+    }
+
+    #[test]
+    fn thresholds_and_times_can_be_set() {
+        let with = |successes, failures| HealthSettings::default().with_thresholds(successes, failures);
+        check(with(1, 1).unwrap(), ".x.x.", "+-+-+");
+        check(with(4, 2).unwrap(), "xx.......", "?----++++");
+        assert_eq!(with(0, 1), Err(HealthError::NoThreshold("successes")));
+        assert_eq!(with(1, 0), Err(HealthError::NoThreshold("failures")));
+        let times = |interval, timeout| {
+            let ms = Duration::from_millis;
+            HealthSettings::default().with_times(ms(interval), ms(timeout)).map_err(|error| error.to_string())
+        };
+        assert!(times(100, 100).is_ok());
+        for (interval, timeout) in [(99, 1), (3_600_001, 1), (1_000, 0), (1_000, 1_001)] {
+            assert!(times(interval, timeout).unwrap_err().contains("; write "));
+        }
+    }
+
+    #[test]
+    fn a_transition_says_why() {
+        let now = Instant::now();
+        let mut health = Health::new(HealthSettings::default(), now);
+        let reason = |change: Option<Transition>| change.map(|change| change.reason);
+        assert_eq!(reason(health.record(Ok(()), now)), Some(Reason::Succeeded(1)));
+        assert_eq!(health.record(Err(Failure::Timeout), now), None);
+        assert_eq!(health.record(Err(Failure::Timeout), now), None);
+        let last = Failure::Status(500);
+        assert_eq!(reason(health.record(Err(last), now)), Some(Reason::Failed(3, last)));
+        assert_eq!(health.last_failure(), Some(last));
+        assert_eq!(health.record(Ok(()), now), None);
+        assert_eq!(reason(health.record(Ok(()), now)), Some(Reason::Succeeded(2)));
+        assert_eq!(reason(health.unreachable(now)), Some(Reason::Unreachable));
+        assert_eq!(health.last_failure(), Some(Failure::Connection));
+    }
+
+    #[test]
+    fn checks_are_spread_and_more_frequent_while_somebody_waits() {
+        let now = Instant::now();
+        let mut health = Health::new(HealthSettings::default(), now);
+        let next = |health: &Health, random| (health.next_check(now, random) - now).as_millis();
+        assert_eq!([0, u64::MAX / 2, u64::MAX].map(|random| next(&health, random)), [900, 999, 1_099]);
+        health.record(Ok(()), now);
+        assert_eq!([0, u64::MAX / 2, u64::MAX].map(|random| next(&health, random)), [4_500, 4_999, 5_499]);
+        health.unreachable(now);
+        assert_eq!(next(&health, 0), 900);
+    }
+}

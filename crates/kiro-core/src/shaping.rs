@@ -207,3 +207,131 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SplitMix64.
+    fn random(seed: u64) -> impl FnMut() -> u64 {
+        let mut state = seed;
+        move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+    }
+
+    #[test]
+    fn weights_are_kept_to_the_number() {
+        let split = Split::new([(89, "v1"), (0, "never"), (10, "v2"), (1, "v3")]).unwrap();
+        // A hundred numbers, evenly: as many of each as its weight says.
+        let step = u64::MAX / 100;
+        let chosen =
+            |version| (0..100).filter(|n| split.choose(n * step + step / 2) == Some(&version)).count();
+        assert_eq!(["v1", "never", "v2", "v3"].map(chosen), [89, 0, 10, 1]);
+        assert_eq!((split.choose(0), split.choose(u64::MAX)), (Some(&"v1"), Some(&"v3")));
+        assert_eq!(Split::new([(100, ())]).unwrap().choose(7), Some(&()));
+    }
+
+    #[test]
+    fn of_two_versions_only_those_move_that_have_to() {
+        let mut random = random(1);
+        let split = |weight| Split::new([(100 - weight, 1), (weight, 2)]).unwrap();
+        for _ in 0..1_000 {
+            let key = random();
+            let versions: Vec<_> = (0..=100).map(|weight| *split(weight).choose(key).unwrap()).collect();
+            assert!(versions.is_sorted(), "{key}: {versions:?}");
+            assert_eq!((versions[0], versions[100]), (1, 2));
+        }
+    }
+
+    #[test]
+    fn weights_that_do_not_add_up_are_refused() {
+        let error = |weights: &[u32]| Split::new(weights.iter().map(|weight| (*weight, ()))).unwrap_err();
+        assert_eq!(error(&[]), ShapingError::NoVersion);
+        assert_eq!(error(&[50, 49]), ShapingError::WeightsSum(99));
+        assert_eq!(error(&[100, 1]), ShapingError::WeightsSum(101));
+        assert_eq!(error(&[u32::MAX, 101]), ShapingError::WeightsSum(u32::MAX));
+        assert!(error(&[90]).to_string().contains("add up to 90; write"));
+    }
+
+    #[test]
+    fn the_first_route_that_fits_wins() {
+        let name = HeaderName::from_static("x-version");
+        let value = HeaderValue::from_static;
+        let to = |test, to| HeaderRoute { name: name.clone(), test, to };
+        let routes = [
+            to(HeaderTest::Exact(value("beta")), 1),
+            to(HeaderTest::Prefix(value("be")), 2),
+            to(HeaderTest::Present, 3),
+        ];
+        let routed = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.append("x-other", value("beta"));
+            for one in values {
+                headers.append(&name, value(one));
+            }
+            route(&routes, &headers).copied()
+        };
+        assert_eq!(routed(&["beta"]), Some(1));
+        assert_eq!(routed(&["beta2"]), Some(2));
+        assert_eq!(routed(&["Beta"]), Some(3));
+        assert_eq!(routed(&[""]), Some(3));
+        assert_eq!(routed(&["gamma", "beta"]), Some(1));
+        assert_eq!(routed(&[]), None);
+    }
+
+    #[test]
+    fn shares_hit_as_often_as_they_say() {
+        for parts in [0, 1, 2_500, 10_000] {
+            let share = Share::new(parts).unwrap();
+            let step = u64::MAX / 10_000;
+            let hits = (0..10_000).filter(|n| share.hits(n * step + step / 2)).count();
+            assert_eq!(hits, parts as usize);
+            assert_eq!(share.hits(u64::MAX), parts == 10_000);
+            let mirror = Mirror { to: "v2", share };
+            assert_eq!(mirror.copy_to(0), (parts > 0).then_some(&"v2"));
+        }
+        assert!(Share::new(10_001).is_err());
+        assert_eq!(Share::percent(0.01), Share::new(1));
+        assert_eq!(Share::percent(12.34), Share::new(1_234));
+        assert_eq!(Share::percent(100.0), Share::new(10_000));
+        for bad in [-0.01, 100.01, f64::NAN, f64::INFINITY] {
+            assert!(Share::percent(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn faults_come_as_often_as_asked_for_and_independently() {
+        let (delay, status) = (Duration::from_millis(200), StatusCode::SERVICE_UNAVAILABLE);
+        let fault = Fault::default().with_delay(Share::new(5_000).unwrap(), delay).unwrap();
+        let fault = fault.with_abort(Share::new(2_000).unwrap(), status).unwrap();
+        let mut random = random(2);
+        let mut counts = [0_u32; 4];
+        for _ in 0..10_000 {
+            let injected = fault.inject(&mut random);
+            assert!(injected.delay.is_none_or(|seen| seen == delay));
+            assert!(injected.abort.is_none_or(|seen| seen == status));
+            counts[usize::from(injected.delay.is_some()) + 2 * usize::from(injected.abort.is_some())] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([4_000, 4_000, 1_000, 1_000]) {
+            assert!(count.abs_diff(expected) < 200, "{counts:?}");
+        }
+        assert_eq!(Fault::default().inject(&mut random), Injected::default());
+    }
+
+    #[test]
+    fn faults_that_hang_or_do_nothing_are_refused() {
+        let all = Share::new(10_000).unwrap();
+        assert!(Fault::default().with_delay(all, FAULT_DELAY_MAX).is_ok());
+        let long = FAULT_DELAY_MAX + Duration::from_nanos(1);
+        assert_eq!(Fault::default().with_delay(all, long), Err(ShapingError::DelayTooLong(long)));
+        for (status, fine) in [(399, false), (400, true), (599, true), (600, false), (200, false)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(Fault::default().with_abort(all, status).is_ok(), fine, "{status}");
+        }
+    }
+}

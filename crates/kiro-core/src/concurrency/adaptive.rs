@@ -9,32 +9,38 @@
 //! takes to see the latency of fewer requests: a few hundredths of the goodput, for a limit that can't run away.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::Outcome;
 
-/// A window is no shorter, and no shorter than [`SAMPLES_MIN`] requests.
+/// A window is no shorter, nor shorter than a latency (what a changed limit does is not to be seen sooner), nor than
+/// [`SAMPLES_MIN`] requests.
 const WINDOW: Duration = Duration::from_millis(100);
 /// Envoy asks for as many: with them the mean of latencies that vary as much as they are long is known to a seventh.
 const SAMPLES_MIN: u64 = 50;
+/// A baseline is worth twice as many: for ten seconds each window is compared with it.
+const BASELINE_SAMPLES_MIN: u64 = 100;
 /// Where there are fewer requests than that in a second, so many have to do.
 const SLOW_WINDOW: Duration = Duration::from_secs(1);
 const SLOW_SAMPLES_MIN: u64 = 10;
-/// Latency may be higher than its baseline by this factor without being called queueing: 1.5 is Netflix's.
-const TOLERANCE: f64 = 1.5;
-/// No window shrinks a limit by more, so that one that was slow by chance does not close the door (Netflix).
+/// Latency may be higher than its baseline by this factor without being called queueing. Envoy has 1.25 (its `buffer`), Netflix 1.5.
+/// With less, a baseline that was low by chance costs goodput; with more, a limit of far more than twice what is right finds at its
+/// half a baseline by which it is fine, the more so the fewer slots an application has.
+const TOLERANCE: f64 = 1.35;
+/// No window aims at less of a limit, so that one that was slow by chance does not close the door (Netflix). Half of the way there
+/// is gone in one step: chance goes both ways, and what is lost by shrinking too fast is goodput, by growing only latency.
 const GRADIENT_MIN: f64 = 0.5;
 /// What a window with refusals or time-outs leaves of a limit (Netflix's AIMD limit).
 const BACK_OFF: f64 = 0.9;
-/// How much of a lower latency the baseline takes over at once.
-const BASELINE_GAIN: f64 = 0.1;
-/// As BBR's window of its minimum.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// The first windows may have been queueing already.
-const FIRST_PROBE_AFTER: Duration = Duration::from_secs(1);
-/// A probe takes some latencies' time; where those are long, it is rarer, so that it costs no more.
-const PROBE_EVERY_LATENCIES: f64 = 50.0;
+/// As BBR's window of its minimum; where latencies are long, after so many of them, since a probe takes two or three.
+const PROBE_EVERY: (Duration, f64) = (Duration::from_secs(10), 20.0);
+/// The first windows may have been queueing already, and so may a probe that found less than the one before.
+const PROBE_AGAIN: (Duration, f64) = (Duration::from_secs(1), 5.0);
+/// A baseline that a probe found lower than this part of the one before was measured in a queue: the next may be too.
+const STILL_FALLING: f64 = 0.9;
+/// One that is higher by less than this factor may be so by chance, and then both are worth something.
+const SAME: f64 = 1.4;
 /// A slower request counts as one of sixteen seconds: a window's sum then fits beside its count.
 const LATENCY_MICROS_MAX: u64 = 1 << 24;
 const COUNT_SHIFT: u32 = 44;
@@ -110,6 +116,9 @@ pub(super) struct Controller {
     /// How many latencies there were since the window began, above their sum in microseconds: one addition for both.
     samples: AtomicU64,
     overloaded: AtomicBool,
+    /// Requests that were admitted before this do not count, in nanoseconds since the origin: while a baseline is measured, those
+    /// from before its probe would say what many requests at the same time do.
+    admitted_from: AtomicU64,
     /// When the window may end, in nanoseconds since the origin.
     due: AtomicU64,
     gradient: Mutex<Gradient>,
@@ -122,6 +131,7 @@ impl Controller {
             samples: AtomicU64::new(0),
             overloaded: AtomicBool::new(false),
             due: AtomicU64::new(nanos(WINDOW)),
+            admitted_from: AtomicU64::new(0),
             gradient: Mutex::new(Gradient::new(settings, now)),
         }
     }
@@ -134,41 +144,64 @@ impl Controller {
         latency: Duration,
         bound: &AtomicBool,
     ) -> Option<u32> {
+        let now_nanos = nanos(now.saturating_duration_since(self.origin));
         match outcome {
             Outcome::Answered => {
-                let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).min(LATENCY_MICROS_MAX);
-                self.samples.fetch_add((1 << COUNT_SHIFT) | micros, Ordering::Relaxed);
+                if now_nanos.saturating_sub(nanos(latency)) >= self.admitted_from.load(Ordering::Relaxed) {
+                    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+                    let sample = (1 << COUNT_SHIFT) | micros.min(LATENCY_MICROS_MAX);
+                    self.samples.fetch_add(sample, Ordering::Relaxed);
+                }
             }
             Outcome::Overloaded => self.overloaded.store(true, Ordering::Relaxed),
             Outcome::Ignored => return None,
         }
-        let since_origin = now.saturating_duration_since(self.origin);
-        if nanos(since_origin) < self.due.load(Ordering::Relaxed) {
+        if now_nanos < self.due.load(Ordering::Relaxed) {
             return None;
         }
-        // Another worker that is at it already does it.
+        // Rare, and another worker that is at it does it.
         let mut gradient = match self.gradient.try_lock() {
             Ok(gradient) => gradient,
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
-            Err(std::sync::TryLockError::WouldBlock) => return None,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
         };
+        self.close_window(&mut gradient, now, now_nanos, bound)
+    }
+
+    fn close_window(
+        &self,
+        gradient: &mut Gradient,
+        now: Instant,
+        now_nanos: u64,
+        bound: &AtomicBool,
+    ) -> Option<u32> {
         let open = now.saturating_duration_since(gradient.opened);
         let count = self.samples.load(Ordering::Relaxed) >> COUNT_SHIFT;
-        let enough = count >= SAMPLES_MIN || (open >= SLOW_WINDOW && count >= SLOW_SAMPLES_MIN);
-        let refused = self.overloaded.load(Ordering::Relaxed) && open >= WINDOW;
-        if open < WINDOW || !(enough || refused) {
+        let enough = count >= gradient.samples() || (open >= SLOW_WINDOW && count >= SLOW_SAMPLES_MIN);
+        if open < gradient.window() || !(enough || self.overloaded.load(Ordering::Relaxed)) {
             return None;
         }
         let samples = self.samples.swap(0, Ordering::Relaxed);
-        let sum = samples & ((1 << COUNT_SHIFT) - 1);
+        let (count, sum) = (samples >> COUNT_SHIFT, samples & ((1 << COUNT_SHIFT) - 1));
         let window = Window {
-            mean_micros: if count == 0 { None } else { Some(sum as f64 / (samples >> COUNT_SHIFT) as f64) },
+            mean_micros: (enough && count > 0).then(|| sum as f64 / count as f64),
             overloaded: self.overloaded.swap(false, Ordering::Relaxed),
             bound: bound.swap(false, Ordering::Relaxed),
         };
-        self.due.store(nanos(since_origin).saturating_add(nanos(WINDOW)), Ordering::Relaxed);
-        Some(gradient.close(now, &window))
+        let limit = gradient.close(now, &window);
+        match gradient.phase {
+            Phase::Drain => self.admitted_from.store(now_nanos, Ordering::Relaxed),
+            Phase::Measure => {}
+            Phase::Steady => self.admitted_from.store(0, Ordering::Relaxed),
+        }
+        self.due.store(now_nanos.saturating_add(nanos(gradient.window())), Ordering::Relaxed);
+        Some(limit)
     }
+}
+
+/// From a mean in microseconds.
+fn latency(micros: f64) -> Duration {
+    Duration::from_micros(micros as u64)
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -178,7 +211,7 @@ fn nanos(time: Duration) -> u64 {
 /// What was seen in a stretch of time.
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    /// None: nothing was answered.
+    /// None: too few were answered to say.
     mean_micros: Option<f64>,
     /// Somebody was refused by the application, or timed out.
     overloaded: bool,
@@ -190,8 +223,8 @@ struct Window {
 enum Phase {
     /// The limit follows the gradient.
     Steady,
-    /// Half the limit, until what was in flight before has ended.
-    Drain { until: Instant },
+    /// Half the limit, for a latency: most of what was in flight before ends.
+    Drain,
     /// Half the limit, and the latency of the window is the baseline.
     Measure,
 }
@@ -203,6 +236,8 @@ struct Gradient {
     baseline_micros: Option<f64>,
     phase: Phase,
     opened: Instant,
+    /// Of the last window that the limit followed.
+    latency: Duration,
     next_probe: Instant,
     /// The limit when the baseline was measured.
     measured_at: f64,
@@ -217,36 +252,48 @@ impl Gradient {
             baseline_micros: None,
             phase: Phase::Steady,
             opened: now,
-            next_probe: now + FIRST_PROBE_AFTER,
+            latency: Duration::ZERO,
+            next_probe: now + PROBE_AGAIN.0,
             measured_at: limit,
+        }
+    }
+
+    /// How long a window is at least.
+    fn window(&self) -> Duration {
+        self.latency.clamp(WINDOW, SLOW_WINDOW)
+    }
+
+    /// How many samples a window has.
+    fn samples(&self) -> u64 {
+        match self.phase {
+            Phase::Drain => 0,
+            Phase::Steady => SAMPLES_MIN,
+            Phase::Measure => BASELINE_SAMPLES_MIN,
         }
     }
 
     /// A window has ended; the limit for the next.
     fn close(&mut self, now: Instant, window: &Window) -> u32 {
         self.opened = now;
-        if let Some(mean) = window.mean_micros {
-            match self.phase {
-                Phase::Steady => self.follow(now, mean, window),
-                Phase::Drain { until } => {
-                    if now >= until {
-                        self.phase = Phase::Measure;
-                    }
-                }
-                Phase::Measure => self.measured(now, mean),
-            }
-        } else {
-            self.back_off();
+        match (self.phase, window.mean_micros) {
+            (Phase::Drain, _) => self.phase = Phase::Measure,
+            (Phase::Measure, Some(mean)) => self.measured(now, mean),
+            (Phase::Steady, Some(mean)) => self.follow(now, mean, window),
+            // The window has ended because the application refuses.
+            (Phase::Steady | Phase::Measure, None) => self.back_off(),
         }
         self.in_force()
     }
 
     fn follow(&mut self, now: Instant, mean: f64, window: &Window) {
+        self.latency = latency(mean);
         let baseline = match self.baseline_micros {
             None => mean,
-            // What made it slow is over.
-            Some(baseline) if mean < baseline / 2.0 => mean,
-            Some(baseline) if mean < baseline => baseline + BASELINE_GAIN * (mean - baseline),
+            // What made it slow is over. How fast it is without queueing is still to be seen.
+            Some(baseline) if mean < baseline / 2.0 => {
+                self.next_probe = now;
+                mean
+            }
             Some(baseline) => baseline,
         };
         self.baseline_micros = Some(baseline);
@@ -257,17 +304,22 @@ impl Gradient {
             return;
         }
         let gradient = (TOLERANCE * baseline / mean.max(1.0)).clamp(GRADIENT_MIN, 1.0);
-        self.set(self.limit * gradient + self.limit.sqrt());
+        let aim = self.limit * gradient + self.limit.sqrt();
+        self.set(if aim < self.limit { f64::midpoint(self.limit, aim) } else { aim });
         if now >= self.next_probe || self.limit < self.measured_at / 2.0 {
-            self.phase = Phase::Drain { until: now + Duration::from_secs_f64(mean / 1e6) };
+            self.phase = Phase::Drain;
         }
     }
 
     fn measured(&mut self, now: Instant, mean: f64) {
-        self.baseline_micros = Some(mean);
+        let before = self.baseline_micros.unwrap_or(mean);
+        let falling = mean < before * STILL_FALLING;
+        let same = !falling && mean < before * SAME;
+        self.baseline_micros = Some(if same { f64::midpoint(mean, before) } else { mean });
         self.measured_at = self.limit;
         self.phase = Phase::Steady;
-        self.next_probe = now + PROBE_EVERY.max(Duration::from_secs_f64(mean / 1e6 * PROBE_EVERY_LATENCIES));
+        let (every, latencies) = if falling { PROBE_AGAIN } else { PROBE_EVERY };
+        self.next_probe = now + every.max(latency(mean * latencies));
     }
 
     fn back_off(&mut self) {
@@ -281,7 +333,7 @@ impl Gradient {
     fn in_force(&self) -> u32 {
         let limit = match self.phase {
             Phase::Steady => self.limit,
-            Phase::Drain { .. } | Phase::Measure => (self.limit / 2.0).max(f64::from(self.settings.min)),
+            Phase::Drain | Phase::Measure => (self.limit / 2.0).max(f64::from(self.settings.min)),
         };
         // From 1 to u32::MAX by the settings, so that nothing is cut off but the fraction.
         limit as u32

@@ -134,12 +134,12 @@ impl<W> Queue<W> {
 
     /// When somebody who came at `since` waits in vain, as it looks now.
     fn check_at(&self, since: Instant, now: Instant, newest: bool) -> Instant {
-        let at_most = since + self.settings.max_wait;
+        let at_most = after(since, self.settings.max_wait);
         if newest && self.overloaded(now) {
             return at_most;
         }
-        let burst_over = self.busy_since.unwrap_or(now) + self.settings.interval;
-        burst_over.max(since + self.settings.target).min(at_most)
+        let burst_over = after(self.busy_since.unwrap_or(now), self.settings.interval);
+        burst_over.max(after(since, self.settings.target)).min(at_most)
     }
 
     fn index(&self, ticket: Ticket) -> Option<usize> {
@@ -151,4 +151,9 @@ impl<W> Queue<W> {
             self.busy_since = None;
         }
     }
+}
+
+/// A time that is too long to be added is one that nobody lives to see the end of.
+fn after(at: Instant, time: Duration) -> Instant {
+    at + time.min(Duration::from_secs(366 * 24 * 3600))
 }

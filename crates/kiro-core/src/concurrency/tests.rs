@@ -1,1 +1,225 @@
+use std::cell::RefCell;
+use std::sync::Barrier;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
+use super::*;
+
+/// A limit whose waiters are numbers, and what was said to them.
+struct Bench {
+    limit: ConcurrencyLimit<u32>,
+    start: Instant,
+    told: RefCell<Vec<(u32, Verdict)>>,
+}
+
+const TOLD_NOTHING: [(u32, Verdict); 0] = [];
+
+impl Bench {
+    fn new(limit: u32, max_waiting: u32) -> Self {
+        let settings = ConcurrencySettings {
+            limit: Limit::Fixed(NonZeroU32::new(limit).unwrap()),
+            queue: QueueSettings { max_waiting, ..QueueSettings::default() },
+            ..ConcurrencySettings::default()
+        };
+        let start = Instant::now();
+        Self { limit: ConcurrencyLimit::new(settings, start), start, told: RefCell::default() }
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    fn wake(&self) -> impl FnMut(u32, Verdict) -> bool {
+        |number, verdict| {
+            self.told.borrow_mut().push((number, verdict));
+            true
+        }
+    }
+
+    fn arrive(&self, ms: u64, number: u32) -> Arrival {
+        self.limit.arrive(self.at(ms), || number, self.wake())
+    }
+
+    /// Arrives, and must find a place to wait.
+    fn queue(&self, ms: u64, number: u32) -> (Ticket, u64) {
+        match self.arrive(ms, number) {
+            Arrival::Queued { ticket, check_at } => (ticket, (check_at - self.start).as_millis() as u64),
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+
+    fn leave(&self, ms: u64) -> Vec<(u32, Verdict)> {
+        self.limit.leave(self.at(ms), Outcome::Answered, Duration::ZERO, self.wake());
+        self.told.take()
+    }
+
+    fn expired(&self, ticket: Ticket, ms: u64) -> Patience {
+        self.limit.expired(ticket, self.at(ms))
+    }
+}
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const TOO_LONG: Shed = Shed { reason: ShedReason::WaitedTooLong, retry_after: RETRY_AFTER };
+const FULL: Shed = Shed { reason: ShedReason::QueueFull, retry_after: RETRY_AFTER };
+
+#[test]
+fn a_burst_is_served_in_its_order_and_no_more_than_the_queue_waits() {
+    let bench = Bench::new(2, 3);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    assert_eq!(bench.arrive(0, 1), Arrival::Admitted);
+    for number in 2..5 {
+        bench.queue(1, number);
+    }
+    assert_eq!(bench.arrive(2, 5), Arrival::Shed(FULL));
+    for number in 2..5 {
+        assert_eq!(bench.leave(50), [(number, Verdict::Admitted)]);
+    }
+    assert_eq!(bench.leave(50), TOLD_NOTHING);
+    assert_eq!((bench.limit.in_flight(), bench.limit.waiting()), (1, 0));
+    assert_eq!(bench.leave(50), TOLD_NOTHING);
+    // More than were admitted can't leave.
+    assert_eq!(bench.leave(50), TOLD_NOTHING);
+    assert_eq!(bench.limit.in_flight(), 0);
+}
+
+#[test]
+fn under_load_the_newest_goes_first_and_the_old_are_refused() {
+    let bench = Bench::new(1, 10);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    let (oldest, check_at) = bench.queue(0, 1);
+    assert_eq!(check_at, 100);
+    bench.queue(92, 2);
+    bench.queue(95, 3);
+    assert_eq!(bench.told.take(), TOLD_NOTHING);
+    // The queue has not been empty for 100 ms.
+    assert_eq!(bench.expired(oldest, 99), Patience::Until(bench.at(100)));
+    bench.queue(100, 4);
+    assert_eq!(bench.told.take(), [(1, Verdict::Shed(TOO_LONG))]);
+    assert_eq!(bench.leave(103), [(4, Verdict::Admitted), (2, Verdict::Shed(TOO_LONG))]);
+    // The last is never refused for its age, so that the next slot finds somebody.
+    bench.queue(104, 5);
+    assert_eq!(bench.leave(110), [(5, Verdict::Admitted)]);
+    assert_eq!(bench.leave(500), [(3, Verdict::Admitted)]);
+    // Empty: what comes now is a burst again.
+    assert_eq!(bench.queue(501, 6).1, 601);
+    assert_eq!(bench.queue(502, 7).1, 601);
+    assert_eq!(bench.leave(503), [(6, Verdict::Admitted)]);
+}
+
+#[test]
+fn in_a_full_queue_under_load_the_oldest_makes_room() {
+    let bench = Bench::new(1, 2);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    bench.queue(0, 1);
+    bench.queue(97, 2);
+    assert_eq!(bench.arrive(99, 9), Arrival::Shed(FULL));
+    bench.queue(100, 3);
+    assert_eq!(bench.told.take(), [(1, Verdict::Shed(TOO_LONG))]);
+    bench.queue(101, 4);
+    assert_eq!(bench.told.take(), [(2, Verdict::Shed(TOO_LONG))]);
+}
+
+#[test]
+fn where_nothing_ends_waiters_learn_by_their_own_timers() {
+    let bench = Bench::new(1, 10);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    let (first, _) = bench.queue(0, 1);
+    let (second, check_at) = bench.queue(95, 2);
+    assert_eq!(check_at, 105);
+    assert_eq!(bench.expired(first, 100), Patience::Shed(TOO_LONG));
+    assert_eq!(bench.expired(first, 100), Patience::Told);
+    // The newest waits on, but not for ever.
+    assert_eq!(bench.expired(second, 105), Patience::Until(bench.at(1095)));
+    assert_eq!(bench.expired(second, 1095), Patience::Shed(TOO_LONG));
+    assert_eq!((bench.limit.in_flight(), bench.limit.waiting()), (1, 0));
+}
+
+#[test]
+fn who_goes_away_leaves_no_trace() {
+    let bench = Bench::new(1, 10);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    let (first, _) = bench.queue(1, 1);
+    let (second, _) = bench.queue(2, 2);
+    assert!(bench.limit.cancel(first));
+    assert!(!bench.limit.cancel(first));
+    assert_eq!(bench.leave(3), [(2, Verdict::Admitted)]);
+    assert!(!bench.limit.cancel(second));
+    // The queue was empty in between: no load.
+    let (_, check_at) = bench.queue(90, 3);
+    assert_eq!(check_at, 190);
+}
+
+#[test]
+fn a_slot_for_somebody_who_is_not_there_goes_to_the_next() {
+    let bench = Bench::new(1, 10);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    for number in 1..4 {
+        bench.queue(1, number);
+    }
+    let mut asked = Vec::new();
+    bench.limit.leave(bench.at(2), Outcome::Answered, Duration::ZERO, |number, _| {
+        asked.push(number);
+        number == 3
+    });
+    assert_eq!((asked, bench.limit.in_flight(), bench.limit.waiting()), (vec![1, 2, 3], 1, 0));
+}
+
+#[test]
+fn without_places_to_wait_it_is_a_plain_limit() {
+    let bench = Bench::new(1, 0);
+    assert_eq!(bench.arrive(0, 0), Arrival::Admitted);
+    for ms in [0, 50, 150, 1000] {
+        assert_eq!(bench.arrive(ms, 1), Arrival::Shed(FULL));
+    }
+    assert_eq!(bench.leave(1001), TOLD_NOTHING);
+    assert_eq!(bench.arrive(1001, 1), Arrival::Admitted);
+}
+
+#[test]
+fn bounds_with_nothing_between_are_refused() {
+    assert_eq!(Adaptive::new(0, 5), Err(AdaptiveError::NoRequests));
+    assert_eq!(Adaptive::new(6, 5), Err(AdaptiveError::Crossed { min: 6, max: 5 }));
+    assert_eq!(Adaptive::new(1, 5).map(|bounds| bounds.initial()), Ok(5));
+    assert_eq!(Adaptive::new(30, 50).map(|bounds| bounds.initial()), Ok(30));
+}
+
+#[test]
+fn threads_never_exceed_the_limit_and_no_waiter_is_forgotten() {
+    const THREADS: u32 = 8;
+    const LIMIT: u32 = 3;
+    const REQUESTS: u32 = 2_000;
+    let settings = ConcurrencySettings {
+        limit: Limit::Fixed(NonZeroU32::new(LIMIT).unwrap()),
+        // Time stands still, so that nobody is refused and each wait must be ended by somebody's end.
+        queue: QueueSettings { max_waiting: THREADS, ..QueueSettings::default() },
+        ..ConcurrencySettings::default()
+    };
+    let now = Instant::now();
+    let limit = ConcurrencyLimit::<SyncSender<Verdict>>::new(settings, now);
+    let (inside, highest, barrier) = (AtomicU32::new(0), AtomicU32::new(0), Barrier::new(THREADS as usize));
+    let wake = |waiter: SyncSender<Verdict>, verdict| waiter.send(verdict).is_ok();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                barrier.wait();
+                for _ in 0..REQUESTS {
+                    let (sender, receiver) = sync_channel(1);
+                    match limit.arrive(now, || sender, wake) {
+                        Arrival::Admitted => {}
+                        Arrival::Queued { .. } => assert_eq!(
+                            receiver.recv_timeout(Duration::from_secs(30)).expect("forgotten"),
+                            Verdict::Admitted
+                        ),
+                        Arrival::Shed(shed) => panic!("{shed:?}"),
+                    }
+                    let now_inside = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                    highest.fetch_max(now_inside, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    limit.leave(now, Outcome::Answered, Duration::ZERO, wake);
+                }
+            });
+        }
+    });
+    assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
+    assert_eq!(highest.into_inner(), LIMIT);
+}

@@ -196,3 +196,81 @@ impl Hasher for Hashed {
         self.0 = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn rate(requests: u32, per: Duration, burst: u32) -> RateSettings {
+        RateSettings::new(requests, per, Some(burst)).unwrap()
+    }
+
+    /// Some keys as bytes.
+    fn key(number: u64) -> [u8; 8] {
+        number.to_be_bytes()
+    }
+
+    #[test]
+    fn keys_do_not_share_and_are_told_apart_by_their_parts() {
+        let start = Instant::now();
+        let keyed = Keyed::new(KeyedSettings { rate: rate(1, SECOND, 1), max_keys: 100 }, start, [3, 4]);
+        for parts in [&[b"a".as_slice(), b"bc"] as &[&[u8]], &[b"ab", b"c"], &[b"abc"], &[b"abc", b""], &[]] {
+            assert!(keyed.check(parts, start).is_ok(), "{parts:?}");
+            assert!(keyed.check(parts, start).is_err(), "{parts:?}");
+        }
+        assert_eq!((keyed.known(), keyed.overflowed()), (5, 0));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_a_flood_of_keys_gets_one_keys_rate() {
+        let start = Instant::now();
+        for max_keys in [1, 2, 10, 300, 10_000] {
+            let settings = KeyedSettings { rate: rate(1, SECOND, 2), max_keys };
+            let keyed = Keyed::new(settings, start, [5, u64::from(max_keys)]);
+            let known = u64::from(max_keys);
+            for number in 0..known {
+                assert!(keyed.check(&[&key(number)], start).is_ok());
+            }
+            let flood = (known..known * 2 + 100).filter(|n| keyed.check(&[&key(*n)], start).is_ok()).count();
+            assert_eq!((flood, keyed.known(), keyed.overflowed()), (2, max_keys, known + 100));
+            // Who was there keeps what was left.
+            for number in 0..known {
+                assert!(keyed.check(&[&key(number)], start).is_ok());
+                assert!(keyed.check(&[&key(number)], start).is_err());
+            }
+            // All full again: each makes room for one new, and nothing grows.
+            let later = start + Duration::from_secs(3);
+            for number in known * 3..known * 4 {
+                for _ in 0..2 {
+                    let _ = keyed.check(&[&key(number)], later);
+                }
+            }
+            // All of one shard; of many, those whose share of the new keys fell short stay.
+            let new = keyed.overflowed() - known - 100;
+            assert!(new <= known * 2 / 10, "{new} of {max_keys}");
+            assert_eq!(keyed.known(), max_keys);
+            let held: usize = keyed.shards.iter().map(|shard| shard.lock().unwrap().buckets.len()).sum();
+            let named: usize = keyed.shards.iter().map(|shard| shard.lock().unwrap().slots.len()).sum();
+            assert_eq!((held, named), (max_keys as usize, max_keys as usize));
+        }
+    }
+
+    #[test]
+    fn a_key_that_makes_room_had_nothing_to_lose() {
+        let start = Instant::now();
+        let keyed = Keyed::new(KeyedSettings { rate: rate(1, SECOND, 1), max_keys: 1 }, start, [6, 7]);
+        assert!(keyed.check(&[b"a"], start).is_ok());
+        let almost = start + Duration::from_millis(999);
+        assert!(keyed.check(&[b"b"], almost).is_ok());
+        assert_eq!(keyed.overflowed(), 1);
+        assert!(keyed.check(&[b"a"], almost).is_err());
+        let full = start + SECOND;
+        assert!(keyed.check(&[b"b"], full).is_ok());
+        assert_eq!(keyed.overflowed(), 1);
+        assert!(keyed.check(&[b"b"], full).is_err());
+    }
+}
