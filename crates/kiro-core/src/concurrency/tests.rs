@@ -223,3 +223,62 @@ fn threads_never_exceed_the_limit_and_no_waiter_is_forgotten() {
     assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
     assert_eq!(highest.into_inner(), LIMIT);
 }
+
+/// An adaptive limit whose requests end one after the other, each a millisecond apart, always with others that wait.
+struct Adapting {
+    limit: ConcurrencyLimit<()>,
+    now: Instant,
+    bound: bool,
+}
+
+impl Adapting {
+    fn new(min: u32, max: u32) -> Self {
+        let now = Instant::now();
+        let settings = ConcurrencySettings {
+            limit: Limit::Adaptive(Adaptive::new(min, max).unwrap()),
+            queue: QueueSettings { max_waiting: 0, ..QueueSettings::default() },
+            ..ConcurrencySettings::default()
+        };
+        Self { limit: ConcurrencyLimit::new(settings, now), now, bound: true }
+    }
+
+    fn run(&mut self, requests: u32, latency_ms: u64, outcome: Outcome) -> u32 {
+        let wake = |(), _| true;
+        for _ in 0..requests {
+            self.now += Duration::from_millis(1);
+            while self.limit.arrive(self.now, || (), wake) == Arrival::Admitted && self.bound {}
+            self.limit.leave(self.now, outcome, Duration::from_millis(latency_ms), wake);
+        }
+        self.limit.limit()
+    }
+}
+
+#[test]
+fn an_adaptive_limit_grows_only_where_it_is_reached_and_stays_in_its_bounds() {
+    let mut idle = Adapting::new(4, 1000);
+    idle.bound = false;
+    assert_eq!(idle.run(20_000, 5, Outcome::Answered), 20);
+    let mut bound = Adapting::new(4, 60);
+    assert_eq!(bound.run(900, 5, Outcome::Answered), 60);
+    // Ten times slower, whatever the limit: it shrinks, finds that it was not the reason, and grows again.
+    let shrunk = (0..20).map(|_| bound.run(100, 50, Outcome::Answered)).min().unwrap();
+    assert!((4..30).contains(&shrunk), "{shrunk}");
+    assert!(bound.run(5_000, 50, Outcome::Answered) > 30);
+    assert_eq!(Adapting::new(7, 7).run(5_000, 5, Outcome::Answered), 7);
+}
+
+#[test]
+fn an_adaptive_limit_backs_off_from_an_application_that_refuses_and_learns_nothing_from_others() {
+    let mut refused = Adapting::new(4, 1000);
+    assert_eq!(refused.run(101, 1, Outcome::Overloaded), 18);
+    assert_eq!(refused.run(20_000, 1, Outcome::Overloaded), 4);
+    let mut ignored = Adapting::new(4, 1000);
+    assert_eq!(ignored.run(20_000, 60_000, Outcome::Ignored), 20);
+    // A quick refusal is no low latency: what was the baseline stays.
+    let mut both = Adapting::new(4, 1000);
+    both.run(300, 100, Outcome::Answered);
+    let before = both.limit.limit();
+    both.run(300, 0, Outcome::Overloaded);
+    assert!(both.limit.limit() < before);
+    assert!(both.run(2_000, 100, Outcome::Answered) >= before);
+}
