@@ -282,12 +282,12 @@ impl Spans {
                 // One name for six processes' spans would join what the trace is to tell apart.
                 if variable == "OTEL_SERVICE_NAME" { None } else { std::env::var(variable).ok() }
             }),
-            Some(traces) => Ok(Tracing::with_exporter(
+            Some(traces) => Tracing::with_exporter(
                 traces.exporter(name),
                 &info,
                 Sampler::PARENT_BASED_ALWAYS_ON,
                 Duration::from_millis(50),
-            )),
+            ),
             None => Ok(Tracing::off()),
         }
     }

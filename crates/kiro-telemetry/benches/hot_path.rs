@@ -40,7 +40,8 @@ fn main() {
 
     let info = ServiceInfo { name: "profile", instance_id: "1", version: "1" };
     let sampler = Sampler::PARENT_BASED_ALWAYS_ON;
-    let tracing = Tracing::with_exporter(Nowhere, &info, sampler, Duration::from_millis(100));
+    let tracing = Tracing::with_exporter(Nowhere, &info, sampler, Duration::from_millis(100))
+        .unwrap_or_else(|error| unreachable!("no thread: {error}"));
     let mut headers = HeaderMap::new();
     inject(&tracing.root(), &mut headers);
     measure("context: extract, continue, child, inject", || {

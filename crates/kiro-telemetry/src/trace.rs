@@ -1,9 +1,10 @@
 //! How does one request become one trace over all its hops? Each hop continues the context that came with the request,
 //! passes its own on, and hands its finished span to a queue in front of an OTLP exporter.
 //!
-//! Spans are put together here and given to the SDK's batch processor whole. The SDK's own tracer would cost a
-//! context, a sampler call with attributes and a lock a span, for nothing that Kiro uses.
+//! Spans are put together here and given to the SDK's exporter in batches. The SDK's own tracer would cost a
+//! context, a sampler call with attributes and a lock a span, for nothing that Kiro uses; [`batch`] says what its processor would.
 
+mod batch;
 mod context;
 mod export;
 mod propagation;
@@ -22,9 +23,7 @@ use opentelemetry::{InstrumentationScope, Key};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SpanEvents, SpanLinks, SpanProcessor,
-};
+use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
 
 pub use context::TraceContext;
 pub use opentelemetry::KeyValue;
@@ -34,8 +33,12 @@ pub use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 pub use propagation::{Remote, TRACESTATE_BYTES_MAX, extract, inject, inject_with_state};
 pub use sampler::Sampler;
 
-use export::{Counts, Reactor, Watched};
+use batch::{Batcher, Batching};
+use export::{Counts, Watched};
 use settings::Settings;
+
+/// How long a flush may take.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// Who the spans are from: the resource attributes `service.name`, `service.instance.id` and `service.version`.
 #[derive(Debug, Clone, Copy)]
@@ -116,23 +119,20 @@ pub struct Tracing {
 #[derive(Debug)]
 struct Pipeline {
     sampler: Sampler,
-    // Before the reactor, so that it is dropped first.
-    processor: BatchSpanProcessor,
+    batcher: Batcher,
     scope: InstrumentationScope,
     counts: Arc<Counts>,
-    /// Spans that may wait, the batch on its way included. The processor's own queue has the same length, so it is never
-    /// the one that is full: the SDK says nothing when it drops.
+    /// Spans that may wait, the batch on its way included.
     queued_spans_max: usize,
     closed: AtomicBool,
-    _reactor: Option<Reactor>,
 }
 
 impl Tracing {
     /// Follows the `OTEL_*` variables. Off unless an OTLP endpoint is set (or `OTEL_TRACES_EXPORTER=otlp`); a variable that
     /// is not understood is an error, because a trace that silently goes nowhere is found out too late.
     ///
-    /// The exporter's connection lives on a small runtime of its own: it needs a reactor as long as there are spans, and
-    /// the last ones come when the workers' runtimes have ended.
+    /// The exporter's connection lives on a thread of its own: it needs a runtime as long as there are spans, and the last ones come
+    /// when the workers' runtimes have ended.
     pub fn from_env(service_name: &str, instance_id: &str, version: &str) -> Result<Self, TracingError> {
         let info = ServiceInfo { name: service_name, instance_id, version };
         Self::from_variables(&info, &|name| {
@@ -147,21 +147,13 @@ impl Tracing {
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, TracingError> {
         let Some(settings) = Settings::read(variable)? else { return Ok(Self::off()) };
-        let reactor = Reactor::start()?;
-        let exporter = {
-            let _inside = reactor.enter();
-            opentelemetry_otlp::SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(settings.endpoint.as_str())
-                .with_timeout(settings.timeout)
-                .build()
+        let (endpoint, timeout) = (settings.endpoint.clone(), settings.timeout);
+        let exporter = move || {
+            let builder = opentelemetry_otlp::SpanExporter::builder().with_tonic();
+            let built = builder.with_endpoint(endpoint.as_str()).with_timeout(timeout).build();
+            built.map_err(|error| TracingError::Exporter { endpoint, cause: error.to_string() })
         };
-        let exporter = exporter.map_err(|error| TracingError::Exporter {
-            endpoint: settings.endpoint.clone(),
-            cause: error.to_string(),
-        })?;
-        let resource = resource(info, settings.service_name.as_deref());
-        Ok(Self::start(exporter, &resource, &settings, Some(reactor)))
+        Self::start(exporter, resource(info, settings.service_name.as_deref()), &settings)
     }
 
     /// Spans go to any exporter, `delay` after they were recorded at the latest.
@@ -170,9 +162,9 @@ impl Tracing {
         info: &ServiceInfo<'_>,
         sampler: Sampler,
         delay: Duration,
-    ) -> Self {
+    ) -> Result<Self, TracingError> {
         let settings = Settings { sampler, delay, ..Settings::default() };
-        Self::start(exporter, &resource(info, None), &settings, None)
+        Self::start(|| Ok(exporter), resource(info, None), &settings)
     }
 
     /// Contexts are made, none is sampled, and no span is kept.
@@ -180,34 +172,34 @@ impl Tracing {
         Self { pipeline: None }
     }
 
-    fn start(
-        mut exporter: impl SpanExporter + 'static,
-        resource: &Resource,
+    fn start<E: SpanExporter + 'static>(
+        exporter: impl FnOnce() -> Result<E, TracingError> + Send + 'static,
+        resource: Resource,
         settings: &Settings,
-        reactor: Option<Reactor>,
-    ) -> Self {
-        exporter.set_resource(resource);
+    ) -> Result<Self, TracingError> {
         let counts = Arc::new(Counts::default());
-        let watched = Watched::new(exporter, settings.endpoint.clone(), Arc::clone(&counts));
-        let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(settings.queued_spans_max)
-            .with_max_export_batch_size(settings.batch_spans_max)
-            .with_scheduled_delay(settings.delay)
-            .build();
-        let processor = BatchSpanProcessor::builder(watched).with_batch_config(batches).build();
+        let make = {
+            let (endpoint, counts) = (settings.endpoint.clone(), Arc::clone(&counts));
+            move || {
+                let mut exporter = exporter()?;
+                exporter.set_resource(&resource);
+                Ok::<_, TracingError>(Watched::new(exporter, endpoint, counts))
+            }
+        };
+        let batching = Batching { spans_max: settings.batch_spans_max, delay: settings.delay };
+        let batcher = Batcher::start(make, batching)??;
         let scope =
             InstrumentationScope::builder("kiro-telemetry").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self {
+        Ok(Self {
             pipeline: Some(Arc::new(Pipeline {
                 sampler: settings.sampler,
-                processor,
+                batcher,
                 scope,
                 counts,
                 queued_spans_max: settings.queued_spans_max,
                 closed: AtomicBool::new(false),
-                _reactor: reactor,
             })),
-        }
+        })
     }
 
     /// Whether spans go anywhere. Where they do not, a proxy leaves trace fields as they came: a context that nobody
@@ -268,10 +260,11 @@ impl Tracing {
         self.pipeline.as_ref().map_or_else(SpanCounts::default, |pipeline| pipeline.counts.read())
     }
 
-    /// Exports what was recorded before, and waits for it, at most five seconds (the SDK's bound). Says whether all of it
-    /// arrived.
+    /// Exports what was recorded before, and waits for it, at most five seconds. Says whether all of it arrived.
     pub fn flush(&self) -> bool {
-        self.pipeline.as_ref().is_none_or(|pipeline| pipeline.processor.force_flush().is_ok())
+        let Some(pipeline) = self.pipeline.as_ref() else { return true };
+        let failed_before = pipeline.counts.read().failed;
+        pipeline.batcher.flush(FLUSH) && pipeline.counts.read().failed == failed_before
     }
 
     /// Exports what was recorded before, at most for `timeout`, and ends; later spans are dropped. Says whether nothing was
@@ -282,8 +275,7 @@ impl Tracing {
             return pipeline.counts.queued() == 0;
         }
         let failed_before = pipeline.counts.read().failed;
-        // Its own result says only whether the thread answered in time.
-        let in_time = pipeline.processor.shutdown_with_timeout(timeout).is_ok();
+        let in_time = pipeline.batcher.shutdown(timeout);
         in_time && pipeline.counts.queued() == 0 && pipeline.counts.read().failed == failed_before
     }
 }
@@ -298,7 +290,7 @@ impl Pipeline {
         let trace_id = TraceId::from_bytes(context.trace_id.to_be_bytes());
         let span_id = SpanId::from_bytes(context.span_id.to_be_bytes());
         let parent = context.parent_span_id.map(|parent| SpanId::from_bytes(parent.to_be_bytes()));
-        self.processor.on_end(SpanData {
+        let taken = self.batcher.push(SpanData {
             span_context: SpanContext::new(
                 trace_id,
                 span_id,
@@ -320,6 +312,9 @@ impl Pipeline {
             status: span.status,
             instrumentation_scope: self.scope.clone(),
         });
+        if !taken {
+            self.counts.lose_one();
+        }
     }
 }
 
@@ -370,7 +365,7 @@ pub(crate) mod tests {
     pub(crate) fn keeping(sampler: Sampler) -> (Tracing, impl Fn() -> Vec<SpanData>) {
         let kept = Kept::default();
         let info = ServiceInfo { name: "auth", instance_id: "a1", version: "9" };
-        let tracing = Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_secs(60));
+        let tracing = Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_secs(60)).unwrap();
         let flushing = tracing.clone();
         (tracing, move || {
             assert!(flushing.flush());
@@ -459,7 +454,7 @@ pub(crate) mod tests {
         let kept = Kept::default();
         let info = ServiceInfo { name: "auth", instance_id: "a1", version: "9" };
         let sampler = Sampler::PARENT_BASED_ALWAYS_ON;
-        let _tracing = Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_secs(60));
+        let _tracing = Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_secs(60)).unwrap();
         let attributes = kept.resource.lock().unwrap();
         for (key, value) in
             [("service.name", "auth"), ("service.instance.id", "a1"), ("service.version", "9")]

@@ -94,7 +94,8 @@ async fn a_request_is_one_trace_over_all_services() {
     let info = ServiceInfo { name: "demo", instance_id: "1", version: "0" };
     let mut plan = Plan::new(true);
     let delay = Duration::from_millis(10);
-    plan.tracing = Tracing::with_exporter(kept.clone(), &info, Sampler::PARENT_BASED_ALWAYS_ON, delay);
+    plan.tracing =
+        Tracing::with_exporter(kept.clone(), &info, Sampler::PARENT_BASED_ALWAYS_ON, delay).unwrap();
     let tracing = plan.tracing.clone();
     let mesh = Mesh::start(plan).await;
     let answer = mesh.get(Service::Dashboard, "/dashboard/mallory").await;

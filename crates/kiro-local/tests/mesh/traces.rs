@@ -26,7 +26,7 @@ impl SpanExporter for Kept {
 
 fn tracing(kept: &Kept, sampler: Sampler) -> Tracing {
     let info = ServiceInfo { name: "mesh", instance_id: "1", version: "1" };
-    Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_millis(5))
+    Tracing::with_exporter(kept.clone(), &info, sampler, Duration::from_millis(5)).unwrap()
 }
 
 /// A mesh whose spans are kept.

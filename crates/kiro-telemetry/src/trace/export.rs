@@ -1,7 +1,6 @@
 //! What happens to spans once they are recorded, and who hears of it when they do not arrive?
 
 use std::fmt::Debug;
-use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,8 +8,6 @@ use std::time::{Duration, Instant};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
-use tokio::runtime::{Builder, EnterGuard, Handle};
-use tokio::sync::oneshot;
 
 use super::SpanCounts;
 
@@ -49,6 +46,12 @@ impl Counts {
         }
         self.recorded.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    /// Notes that one of those in the queue will never leave it.
+    pub(super) fn lose_one(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.queued.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(super) fn drop_one(&self) {
@@ -155,30 +158,6 @@ impl Complaints {
         self.failure_said = failed;
         self.lost_said = lost;
         Some(saying)
-    }
-}
-
-/// The runtime that the exporter's connection lives on, in a thread of its own. It ends when this is dropped.
-#[derive(Debug)]
-pub(super) struct Reactor {
-    handle: Handle,
-    _stop: oneshot::Sender<()>,
-}
-
-impl Reactor {
-    pub(super) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        std::thread::Builder::new().name("kiro-otlp".to_owned()).spawn(move || {
-            // The sender is never used, only dropped: an error is the signal.
-            let _ = runtime.block_on(stopped);
-        })?;
-        Ok(Self { handle, _stop: stop })
-    }
-
-    pub(super) fn enter(&self) -> EnterGuard<'_> {
-        self.handle.enter()
     }
 }
 
