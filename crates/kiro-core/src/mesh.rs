@@ -81,21 +81,6 @@ impl Service {
 }
 
 impl Mesh {
-    /// What one sidecar has to keep of the mesh: all services, whose names it knows, and the lines that begin or end at its own.
-    #[must_use]
-    pub fn concerning(&self, service: &ServiceName) -> Mesh {
-        let concerns = |line: &&Allow| {
-            line.to == *service || matches!(&line.from, Source::Service(from) if from == service)
-        };
-        Mesh {
-            trust_domain: self.trust_domain.clone(),
-            signatures: self.signatures,
-            mode: self.mode,
-            services: self.services.clone(),
-            allow: self.allow.iter().filter(concerns).cloned().collect(),
-        }
-    }
-
     /// The tcp services that a line of `allow` lets `caller` reach, each once, with the port of its loopback where it finds them. No
     /// two have the same port.
     #[must_use]

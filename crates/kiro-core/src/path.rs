@@ -125,13 +125,13 @@ fn hexadecimal(digit: u8) -> Option<u8> {
 /// `*` alone in a segment is one segment that is not empty; `**`, last alone, is the rest, empty or not: `/a/**` fits `/a/` and
 /// `/a/b/c`, and not `/a`. All else is compared byte by byte, upper and lower case different, a final slash too. Escapes of
 /// unreserved characters are decoded for the comparison, other escapes stay what they are, whatever the case of their digits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathPattern {
     text: Box<str>,
     segments: Box<[Segment]>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Segment {
     /// Normalised: no escapes of unreserved characters, escapes in upper case.
     Literal(Box<[u8]>),

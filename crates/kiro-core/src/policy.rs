@@ -5,7 +5,10 @@
 //!
 //! **Invariant**: a lookup allocates nothing and takes time by the edge's own lines, not by the mesh's size.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
 
 use crate::identity::ServiceName;
 use crate::mesh::{Allow, Mesh, Mode, Source};
@@ -14,6 +17,7 @@ use crate::path::PathPattern;
 /// The allowed edges that start or end at one service.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    me: ServiceName,
     mode: Mode,
     from_ingress: Edge,
     from: BTreeMap<ServiceName, Edge>,
@@ -24,12 +28,28 @@ pub struct Policy {
 #[derive(Clone, Debug, Default)]
 struct Edge(Vec<Rule>);
 
+/// The lines of a large mesh have few sets of methods and of paths, so each set is there once.
 #[derive(Clone, Debug)]
 struct Rule {
     /// None: every method.
-    methods: Option<Vec<String>>,
+    methods: Option<Arc<[String]>>,
     /// None: every path.
-    paths: Option<Vec<PathPattern>>,
+    paths: Option<Arc<[PathPattern]>>,
+}
+
+/// The sets that are there so far.
+#[derive(Default)]
+struct Sets {
+    methods: HashSet<Arc<[String]>>,
+    paths: HashSet<Arc<[PathPattern]>>,
+}
+
+/// A line of the policy, as people read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    from: &'a str,
+    to: &'a str,
+    rule: &'a Rule,
 }
 
 /// Who calls, as its connection proves it.
@@ -107,7 +127,9 @@ impl Policy {
     /// Compiles the part of a mesh file that concerns one service.
     #[must_use]
     pub fn for_service(mesh: &Mesh, me: &ServiceName) -> Policy {
+        let mut sets = Sets::default();
         let mut policy = Policy {
+            me: me.clone(),
             mode: mesh.mode,
             from_ingress: Edge::default(),
             from: BTreeMap::new(),
@@ -115,17 +137,30 @@ impl Policy {
         };
         for line in &mesh.allow {
             match &line.from {
-                Source::Ingress if line.to == *me => policy.from_ingress.add(line),
+                Source::Ingress if line.to == *me => policy.from_ingress.add(line, &mut sets),
                 Source::Service(from) if line.to == *me => {
-                    policy.from.entry(from.clone()).or_default().add(line)
+                    policy.from.entry(from.clone()).or_default().add(line, &mut sets)
                 }
                 Source::Service(from) if from == me => {
-                    policy.to.entry(line.to.clone()).or_default().add(line)
+                    policy.to.entry(line.to.clone()).or_default().add(line, &mut sets)
                 }
                 Source::Ingress | Source::Service(_) => {}
             }
         }
+        for edge in policy.from.values_mut().chain(policy.to.values_mut()) {
+            edge.0.shrink_to_fit();
+        }
         policy
+    }
+
+    /// All lines: from outside, from others, to others, each in the order of the names and then of the file.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        let me = self.me.as_str();
+        let ingress = ("ingress", me, &self.from_ingress);
+        let from = self.from.iter().map(move |(from, edge)| (from.as_str(), me, edge));
+        let to = self.to.iter().map(move |(to, edge)| (me, to.as_str(), edge));
+        let edges = std::iter::once(ingress).chain(from).chain(to);
+        edges.flat_map(|(from, to, edge)| edge.0.iter().map(move |rule| Line { from, to, rule }))
     }
 
     /// Whether a call from `from` may reach this service.
@@ -155,8 +190,10 @@ impl Policy {
 }
 
 impl Edge {
-    fn add(&mut self, line: &Allow) {
-        self.0.push(Rule { methods: line.methods.clone(), paths: line.paths.clone() });
+    fn add(&mut self, line: &Allow, sets: &mut Sets) {
+        let methods = line.methods.as_deref().map(|methods| one_of(&mut sets.methods, methods));
+        let paths = line.paths.as_deref().map(|paths| one_of(&mut sets.paths, paths));
+        self.0.push(Rule { methods, paths });
     }
 
     fn judge(&self, call: &Call<'_>) -> Result<(), Denial> {
@@ -192,6 +229,33 @@ impl Rule {
             return Err(Denial::AmbiguousPath);
         }
         if paths.iter().any(|pattern| pattern.matches(call.path)) { Ok(()) } else { Err(Denial::Path) }
+    }
+}
+
+/// The set that is equal to `wanted`; a new one, if there is none yet.
+fn one_of<T: Clone + Eq + Hash>(sets: &mut HashSet<Arc<[T]>>, wanted: &[T]) -> Arc<[T]> {
+    if let Some(known) = sets.get(wanted) {
+        return Arc::clone(known);
+    }
+    let new: Arc<[T]> = wanted.into();
+    sets.insert(Arc::clone(&new));
+    new
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}: ", self.from, self.to)?;
+        match &self.rule.methods {
+            None => f.write_str("any method")?,
+            Some(methods) => f.write_str(&methods.join(" "))?,
+        }
+        f.write_str(", ")?;
+        let Some(paths) = &self.rule.paths else { return f.write_str("any path") };
+        for (place, path) in paths.iter().enumerate() {
+            let space = if place > 0 { " " } else { "" };
+            write!(f, "{space}{path}")?;
+        }
+        Ok(())
     }
 }
 
@@ -257,6 +321,38 @@ mod tests {
         check("web", "auth", &request("BREW", "/anything"), Ok(()));
         check("profile", "auth", &request("POST", "/any/path"), Ok(()));
         check("auth", "profile", &request("DELETE", "/"), Ok(()));
+    }
+
+    #[test]
+    fn its_lines_can_be_read() {
+        let shown = |service: &str| -> Vec<String> {
+            Policy::for_service(&mesh("enforce", ALLOW), &name(service))
+                .lines()
+                .map(|line| line.to_string())
+                .collect()
+        };
+        assert_eq!(
+            shown("profile"),
+            [
+                "auth -> profile: any method, /**",
+                "web -> profile: GET, /profiles/*",
+                "web -> profile: POST, /profiles",
+                "profile -> auth: POST, any path",
+                "profile -> db: any method, any path",
+            ]
+        );
+        assert_eq!(shown("web").first().unwrap(), "ingress -> web: GET, /public/**");
+    }
+
+    #[test]
+    fn equal_sets_of_methods_and_paths_are_there_once() {
+        let allow = "  - { from: web, to: profile, methods: [GET], paths: [/x, /y] }\n  \
+                     - { from: web, to: auth, methods: [GET], paths: [/x, /y] }\n";
+        let policy = Policy::for_service(&mesh("enforce", allow), &name("web"));
+        let sets: Vec<_> = policy.to.values().flat_map(|edge| &edge.0).collect();
+        let [first, second] = sets[..] else { panic!("{sets:?}") };
+        assert!(Arc::ptr_eq(first.methods.as_ref().unwrap(), second.methods.as_ref().unwrap()));
+        assert!(Arc::ptr_eq(first.paths.as_ref().unwrap(), second.paths.as_ref().unwrap()));
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn config(view: &View) -> Response<Full<Bytes>> {
             "fingerprint_sha256": facts.fingerprint,
             "key": "redacted",
         },
-        "allow": state.allow_lines(),
+        "allow": state.policy.lines().map(|line| line.to_string()).collect::<Vec<_>>(),
         "peers": peers,
     });
     typed(StatusCode::OK, "application/json", format!("{document:#}\n"))

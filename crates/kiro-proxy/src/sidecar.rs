@@ -25,7 +25,7 @@ use crate::listen::{self, BindError, Bound};
 use crate::local::ports;
 use crate::metrics::Metrics;
 use crate::settings::{MeshSource, Settings};
-use crate::state::{State, StateError};
+use crate::state::{OwnMesh, State, StateError};
 use crate::worker::{Parts, Worker};
 use crate::{inbound, ingress, limits, outbound};
 
@@ -97,21 +97,20 @@ fn print(text: &str) -> Print {
     Sha256::digest(text).into()
 }
 
-/// Reads a mesh file for one service.
-fn read_own(source: &MeshSource, service: &ServiceName) -> Result<(Print, Mesh), StartError> {
-    let (path, text) = mesh_text(source)?;
-    Ok((print(&text), own(path, &text, service)?))
-}
-
-/// Reads what a mesh file says to one service. What it takes to read thousands of lines is given back: a thread of its own does it, so
-/// that all that the allocator holds for it is free when it has ended, and of the lines the service's own are kept.
-fn own(path: PathBuf, text: &str, service: &ServiceName) -> Result<Mesh, StartError> {
-    let read = || mesh::parse(text).map(|mesh| mesh.concerning(service));
-    match thread::scope(|scope| scope.spawn(read).join()) {
-        Ok(Ok(mesh)) => Ok(mesh),
-        Ok(Err(problems)) => Err(StartError::MeshProblems { path, problems }),
-        Err(_) => Err(StartError::System(std::io::Error::other("the reader of the mesh file panicked"))),
-    }
+/// Reads a mesh file for one service. What it takes to read thousands of lines is given back: a thread of its own does it, so that all
+/// that the allocator holds for it is free when it has ended and what is to be kept has been taken.
+fn read_own(
+    (path, text): (PathBuf, String),
+    service: &ServiceName,
+    metrics: &Metrics,
+    edges: &Arc<Edges>,
+) -> Result<Arc<OwnMesh>, StartError> {
+    let mesh = match thread::scope(|scope| scope.spawn(|| mesh::parse(&text)).join()) {
+        Ok(Ok(mesh)) => mesh,
+        Ok(Err(problems)) => return Err(StartError::MeshProblems { path, problems }),
+        Err(_) => return Err(std::io::Error::other("the reader of the mesh file panicked").into()),
+    };
+    Ok(Arc::new(OwnMesh::of(&mesh, service, metrics, edges)?))
 }
 
 /// A sidecar that runs.
@@ -147,17 +146,19 @@ impl Sidecar {
     /// ready. Must be called within a tokio runtime, which runs the control tasks: file polling and DNS.
     pub async fn start(settings: Settings, tracing: Tracing, log: LogSink) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
-        let (print, mesh) = read_own(&settings.mesh, &settings.service)?;
-        let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
-        let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
         let admission =
             Admission::of(settings.descriptors.unwrap_or_else(process_descriptors), settings.workers);
         let edges: Arc<Edges> = Arc::default();
         let metrics =
             Metrics::new(log.clone(), tracing.clone(), settings.workers, admission, Arc::clone(&edges));
+        let text = mesh_text(&settings.mesh)?;
+        let print = print(&text.1);
+        let mesh = read_own(text, &settings.service, &metrics, &edges)?;
+        let expected = SpiffeId::sidecar(&mesh.trust_domain, &settings.service);
+        let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
         let first = Arc::clone(&identity.borrow());
         note_expiry(&metrics, &first);
-        let state = State::build(1, &settings.service, &mesh, first, &metrics, &edges)?;
+        let state = State::build(1, mesh, first, &metrics, &edges)?;
         let listeners = Listeners::bind(&settings, &state)?;
         let addresses = listeners.addresses.clone();
         let (states, states_seen) = watch::channel(Arc::new(state));
@@ -170,7 +171,6 @@ impl Sidecar {
             metrics: Arc::clone(&metrics),
             edges,
             states,
-            mesh,
             print,
             generation: 1,
         };
@@ -394,7 +394,6 @@ struct Follower {
     metrics: Arc<Metrics>,
     edges: Arc<Edges>,
     states: watch::Sender<Arc<State>>,
-    mesh: Mesh,
     print: Print,
     generation: u64,
 }
@@ -422,7 +421,8 @@ impl Follower {
                     }
                     let identity = Arc::clone(&self.identity.borrow_and_update());
                     note_expiry(&self.metrics, &identity);
-                    self.publish("certificates");
+                    let mesh = self.states.borrow().mesh();
+                    self.publish(mesh, "certificates");
                 }
                 () = self.states.closed() => return,
             }
@@ -430,21 +430,18 @@ impl Follower {
     }
 
     fn mesh_changed(&mut self) {
-        let read = mesh_text(&self.settings.mesh).and_then(|(path, text)| {
-            let print = print(&text);
+        let read = mesh_text(&self.settings.mesh).and_then(|text| {
+            let print = print(&text.1);
             if print == self.print {
                 return Ok(None);
             }
-            Ok(Some((print, own(path, &text, &self.settings.service)?)))
+            Ok(Some((print, read_own(text, &self.settings.service, &self.metrics, &self.edges)?)))
         });
         match read {
             Ok(None) => {}
             Ok(Some((print, mesh))) => {
-                let before = std::mem::replace(&mut self.mesh, mesh);
                 self.print = print;
-                if !self.publish("mesh file") {
-                    self.mesh = before;
-                }
+                self.publish(mesh, "mesh file");
             }
             Err(error) => {
                 tracing::error!(target: "kiro::reload", service = %self.settings.service, %error, "mesh file is bad: the running one stays");
@@ -452,21 +449,14 @@ impl Follower {
         }
     }
 
-    fn publish(&mut self, what: &'static str) -> bool {
+    fn publish(&mut self, mesh: Arc<OwnMesh>, what: &'static str) {
         let identity = Arc::clone(&self.identity.borrow());
-        let built = State::build(
-            self.generation + 1,
-            &self.settings.service,
-            &self.mesh,
-            identity,
-            &self.metrics,
-            &self.edges,
-        );
+        let built = State::build(self.generation + 1, mesh, identity, &self.metrics, &self.edges);
         let state = match built {
             Ok(state) => state,
             Err(error) => {
                 tracing::error!(target: "kiro::reload", service = %self.settings.service, %error, what, "change can't be taken: the running state stays");
-                return false;
+                return;
             }
         };
         let before = Arc::clone(&self.states.borrow());
@@ -478,7 +468,6 @@ impl Follower {
         self.generation += 1;
         self.states.send_replace(Arc::new(state));
         tracing::info!(target: "kiro::reload", service = %self.settings.service, what, generation = self.generation, "state has changed");
-        true
     }
 }
 

@@ -3,17 +3,21 @@
 //! A [`State`] is built whole from the mesh file and the identity, on the control thread, whenever one of the two changes, and
 //! is swapped whole on each worker. A request runs from its head to its end under the state that it began with; tunnels are
 //! judged again (see [`crate::tunnel`]).
+//!
+//! **Invariant.** What a sidecar knows of the mesh file is here once, as requests want it: the file's own form is gone when a state has
+//! been built, and a state with another identity shares what the last one took of it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use http::HeaderValue;
 use http::uri::Authority;
-use kiro_core::identity::{ServiceName, SpiffeId};
-use kiro_core::mesh::{Allow, AppTls, Mesh, Protocol, Service, Signatures, Source, Traffic};
+use kiro_core::identity::{ServiceName, SpiffeId, TrustDomain};
+use kiro_core::mesh::{AppTls, Mesh, Protocol, Service, Signatures, Traffic};
 use kiro_core::policy::Policy;
 use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
 
@@ -47,6 +51,8 @@ pub(crate) struct Peer {
     /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
     calls: OnceLock<Calls>,
     edges: Arc<Edges>,
+    /// Counts of the edge from it.
+    incoming: Arc<EdgeMetrics>,
 }
 
 impl Peer {
@@ -57,23 +63,38 @@ impl Peer {
     }
 }
 
-/// One consistent view of the mesh.
+/// What a sidecar takes of the mesh file.
 #[derive(Debug)]
-pub(crate) struct State {
-    /// Grows with each state that is published.
-    pub(crate) generation: u64,
+pub(crate) struct OwnMesh {
     /// This sidecar's service.
     pub(crate) me: ServiceName,
     /// The service's name as a field value.
     pub(crate) me_value: HeaderValue,
-    /// This sidecar's identity.
-    pub(crate) id: SpiffeId,
     /// This sidecar's entry in the mesh file.
     pub(crate) service: Service,
     /// Whether requests are signed.
     pub(crate) signatures: Signatures,
     /// The edges that start or end here.
     pub(crate) policy: Policy,
+    /// All other services, in the order of their names.
+    pub(crate) peers: Vec<Peer>,
+    /// What the mesh's CA must vouch for.
+    pub(crate) trust_domain: TrustDomain,
+    index: HashMap<ServiceName, usize>,
+    ingress: Arc<EdgeMetrics>,
+    unknown_caller: Arc<EdgeMetrics>,
+    unknown_callee: Arc<EdgeMetrics>,
+}
+
+/// One consistent view of the mesh.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Grows with each state that is published.
+    pub(crate) generation: u64,
+    /// What the mesh file says.
+    mesh: Arc<OwnMesh>,
+    /// This sidecar's identity.
+    pub(crate) id: SpiffeId,
     /// Certificates and edge secrets.
     pub(crate) identity: Arc<SidecarIdentity>,
     /// TLS of the inbound listener.
@@ -84,14 +105,14 @@ pub(crate) struct State {
     pub(crate) ingress_server: Option<IngressServer>,
     /// TLS towards the application, where it speaks it.
     pub(crate) app_client: Option<LoopbackClient>,
-    /// All other services, in the order of their names.
-    pub(crate) peers: Vec<Peer>,
-    index: HashMap<ServiceName, usize>,
-    callers: HashMap<ServiceName, Arc<EdgeMetrics>>,
-    ingress: Arc<EdgeMetrics>,
-    unknown_caller: Arc<EdgeMetrics>,
-    unknown_callee: Arc<EdgeMetrics>,
-    allow_lines: Vec<String>,
+}
+
+impl Deref for State {
+    type Target = OwnMesh;
+
+    fn deref(&self) -> &OwnMesh {
+        &self.mesh
+    }
 }
 
 /// Why a mesh file that is good in itself can't serve this sidecar.
@@ -123,16 +144,14 @@ pub(crate) enum StateError {
 }
 
 impl State {
-    /// Builds the view of one service.
+    /// Builds the state of one service; see [`OwnMesh::of`].
     pub(crate) fn build(
         generation: u64,
-        me: &ServiceName,
-        mesh: &Mesh,
+        mesh: Arc<OwnMesh>,
         identity: Arc<SidecarIdentity>,
         metrics: &Metrics,
         edges: &Arc<Edges>,
     ) -> Result<Self, StateError> {
-        let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
         let id = identity.identity.spiffe().clone();
         if id.trust_domain != mesh.trust_domain {
             return Err(StateError::TrustDomain {
@@ -142,23 +161,21 @@ impl State {
         }
         let tls = |error: &dyn std::fmt::Display| StateError::Tls(error.to_string());
         let lines = |listener| &metrics.connections(listener).lines;
-        let ingress_server = match (&service.ingress, &identity.ingress) {
+        let ingress_server = match (&mesh.service.ingress, &identity.ingress) {
             (Some(ingress), Some(material)) if ingress.tls_port.is_some() => {
                 let server = kiro_tls::ingress_server(material).map_err(|error| tls(&error))?;
                 Some(server.with_failures_bounded(lines(Listener::IngressTls)))
             }
             (Some(ingress), None) if ingress.tls_port.is_some() => {
-                return Err(StateError::NoIngressCertificate(me.clone()));
+                return Err(StateError::NoIngressCertificate(mesh.me.clone()));
             }
             _ => None,
         };
-        let mutual = service.app.tls == AppTls::Mutual;
-        let peers = peers(me, mesh, metrics, edges);
-        edges.keep(|name| mesh.services.contains_key(name));
+        edges.keep(|name| *name == mesh.me || mesh.index.contains_key(name));
+        let app = &mesh.service.app;
+        let mutual = app.tls == AppTls::Mutual;
         Ok(Self {
             generation,
-            me: me.clone(),
-            me_value: HeaderValue::from_str(me.as_str()).map_err(|error| tls(&error))?,
             mesh_server: kiro_tls::mesh_server(&identity.identity)
                 .map_err(|error| tls(&error))?
                 .with_failures_bounded(lines(Listener::Inbound)),
@@ -168,7 +185,7 @@ impl State {
                 .map_err(|error| tls(&error))?
                 .map(|server| server.with_failures_bounded(lines(Listener::Outbound))),
             app_client: mutual
-                .then(|| match service.app.protocol {
+                .then(|| match app.protocol {
                     Protocol::H2 | Protocol::Grpc => kiro_tls::loopback_client_h2(&identity.identity),
                     Protocol::Http1 | Protocol::Tcp => kiro_tls::loopback_client(&identity.identity),
                 })
@@ -176,22 +193,40 @@ impl State {
                 .map_err(|error| tls(&error))?,
             ingress_server,
             id,
+            identity,
+            mesh,
+        })
+    }
+
+    /// What it took of the mesh file, for a state with another identity.
+    pub(crate) fn mesh(&self) -> Arc<OwnMesh> {
+        Arc::clone(&self.mesh)
+    }
+}
+
+impl OwnMesh {
+    /// Takes what concerns one service.
+    pub(crate) fn of(
+        mesh: &Mesh,
+        me: &ServiceName,
+        metrics: &Metrics,
+        edges: &Arc<Edges>,
+    ) -> Result<Self, StateError> {
+        let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
+        let peers = peers(me, mesh, metrics, edges);
+        Ok(Self {
+            me: me.clone(),
+            me_value: HeaderValue::from_str(me.as_str())
+                .map_err(|error| StateError::Tls(error.to_string()))?,
             service,
             signatures: mesh.signatures,
             policy: Policy::for_service(mesh, me),
-            identity,
             index: peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect(),
             peers,
-            callers: mesh
-                .services
-                .keys()
-                .filter(|name| *name != me)
-                .map(|name| (name.clone(), metrics.edge(name.as_str(), me.as_str())))
-                .collect(),
+            trust_domain: mesh.trust_domain.clone(),
             ingress: metrics.edge("ingress", me.as_str()),
             unknown_caller: metrics.edge(UNKNOWN, me.as_str()),
             unknown_callee: metrics.edge(me.as_str(), UNKNOWN),
-            allow_lines: allow_lines(me, mesh),
         })
     }
 
@@ -211,18 +246,16 @@ impl State {
         match (via.direction, &via.caller) {
             (Direction::Outbound, _) => &self.unknown_callee,
             (_, None) => &self.ingress,
-            (_, Some(caller)) => self.callers.get(caller).unwrap_or(&self.unknown_caller),
+            (_, Some(caller)) => match self.find(caller.as_str()) {
+                Some((_, peer)) => &peer.incoming,
+                None => &self.unknown_caller,
+            },
         }
     }
 
     /// The counts of requests to what is no service of the mesh.
     pub(crate) fn unknown_callee(&self) -> &Arc<EdgeMetrics> {
         &self.unknown_callee
-    }
-
-    /// The policy's lines that concern this sidecar, for people to read.
-    pub(crate) fn allow_lines(&self) -> &[String] {
-        &self.allow_lines
     }
 
     /// How the application beside this sidecar is known.
@@ -252,25 +285,8 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -
                 metrics: metrics.edge(me.as_str(), name.as_str()),
                 calls: OnceLock::new(),
                 edges: Arc::clone(edges),
+                incoming: metrics.edge(name.as_str(), me.as_str()),
             })
         })
         .collect()
-}
-
-fn allow_lines(me: &ServiceName, mesh: &Mesh) -> Vec<String> {
-    let concerns = |line: &&Allow| line.to == *me || line.from == Source::Service(me.clone());
-    let show = |line: &Allow| {
-        let from = match &line.from {
-            Source::Ingress => "ingress",
-            Source::Service(name) => name.as_str(),
-        };
-        let methods =
-            line.methods.as_ref().map_or_else(|| "any method".to_owned(), |methods| methods.join(" "));
-        let paths = line.paths.as_ref().map_or_else(
-            || "any path".to_owned(),
-            |paths| paths.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-        );
-        format!("{from} -> {}: {methods}, {paths}", line.to)
-    };
-    mesh.allow.iter().filter(concerns).map(show).collect()
 }

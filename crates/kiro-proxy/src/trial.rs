@@ -20,7 +20,7 @@ use crate::drain::{Phase, PhaseWatch};
 use crate::exchange::{Direction, Via};
 use crate::metrics::Metrics;
 use crate::settings::{Listen, MeshSource, PEER_PORT, Settings};
-use crate::state::State;
+use crate::state::{OwnMesh, State};
 use crate::worker::{Parts, Worker};
 
 const MESH: &str = "\
@@ -59,7 +59,9 @@ impl Trial {
         let identity = Arc::new(SidecarIdentity::from_files(&files, &expected).unwrap());
         let log = LogSink::new(std::io::sink(), Format::Json, None).unwrap();
         let metrics = Metrics::of_a_test(1, Admission::shared(1 << 20, 1));
-        let state = State::build(1, &service, &mesh, identity, &metrics, &Arc::default()).unwrap();
+        let edges = Arc::default();
+        let own = Arc::new(OwnMesh::of(&mesh, &service, &metrics, &edges).unwrap());
+        let state = State::build(1, own, identity, &metrics, &edges).unwrap();
         let (states, states_seen) = watch::channel(Arc::new(state));
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let settings = Settings {

@@ -1,5 +1,6 @@
 //! The mesh file, right and wrong: each test is a file and what is read from it or said of it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::*;
@@ -431,26 +432,24 @@ fn many_wrong_words_beside_many_services_are_told_soon() {
 }
 
 #[test]
-fn a_sidecar_keeps_the_lines_that_begin_or_end_at_its_own_service() {
-    let text = "trust_domain: kiro.mesh
-services: { a: { app: { port: 1 }, ingress: { port: 8080 } }, b: { app: { port: 2 } }, c: { app: { port: 3 } } }
-allow:
-  - { from: ingress, to: a }
-  - { from: a, to: b }
-  - { from: b, to: c }
-  - { from: c, to: a, methods: [GET] }
-";
-    let mesh = parse(text).unwrap();
-    let kept = |name: &str| {
-        let kept = mesh.concerning(&ServiceName::parse(name).unwrap());
-        assert_eq!((&kept.services, &kept.trust_domain), (&mesh.services, &mesh.trust_domain));
-        mesh.allow
-            .iter()
-            .enumerate()
-            .filter(|(_, line)| kept.allow.contains(line))
-            .map(|(at, _)| at)
-            .collect()
-    };
-    let kept: [Vec<usize>; 3] = ["a", "b", "c"].map(kept);
-    assert_eq!(kept, [vec![0, 1, 3], vec![1, 2], vec![2, 3]]);
+fn the_tree_of_a_file_keeps_no_spare_room() {
+    fn check(node: &tree::Node<'_>) {
+        match &node.value {
+            tree::Value::Word { text: Cow::Owned(text), .. } => {
+                assert_eq!(text.capacity(), text.len(), "{text}")
+            }
+            tree::Value::List(items) => {
+                assert_eq!(items.capacity(), items.len());
+                items.iter().for_each(check);
+            }
+            tree::Value::Map(entries) => {
+                assert_eq!(entries.capacity(), entries.len());
+                entries.iter().for_each(|entry| check(&entry.node));
+            }
+            tree::Value::Word { .. } | tree::Value::Empty | tree::Value::Broken(_) => {}
+        }
+    }
+    let text =
+        "allow:\n  - { from: a, to: b, methods: [GET], paths: [\"/a/*\"] }\n  - { from: ingress, to: a }\n";
+    check(&tree::read(text, &mut Found::default()).unwrap());
 }

@@ -106,9 +106,13 @@ fn sum(edge: &EdgeMetrics, count: impl Fn(&Shard) -> u64) -> u64 {
 }
 
 fn edges(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let edges = counts.edges.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let requests = |shard: &Shard| shard.requests.iter().flatten().map(|counter| counter.get()).sum();
-    let edges: BTreeMap<_, _> = edges.into_iter().filter(|(_, edge)| sum(edge, requests) > 0).collect();
+    // Of the thousands that a mesh may have, few are in use.
+    let edges: BTreeMap<_, _> = {
+        let all = counts.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = all.iter().filter(|(_, edge)| sum(edge, requests) > 0);
+        used.map(|(names, edge)| (names.clone(), Arc::clone(edge))).collect()
+    };
     let mut family = Family::begin(encoder, &names::REQUESTS)?;
     for ((from, to), edge) in &edges {
         for (row, method) in METHODS.into_iter().enumerate() {
