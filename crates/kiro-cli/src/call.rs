@@ -102,7 +102,7 @@ async fn connect(outbound: SocketAddr) -> Result<TcpStream, Failure> {
         Failure::new(
             CONNECT,
             format!("no sidecar listens at {outbound}: {cause}"),
-            "run this in a sidecar's container (`docker compose exec profile-proxy kiro call …`); if it is one, its log says why it is not up",
+            "run this in a sidecar's container (`docker compose exec profile-1-proxy kiro call …`); if it is one, its log says why it is not up",
         )
     };
     match timeout(STEP, TcpStream::connect(outbound)).await {

@@ -18,7 +18,7 @@ use report::Report;
 
 /// Look at mesh file, certificates, ports and reachability, and say what is wrong and what to do.
 ///
-/// In a sidecar's container (`docker compose exec profile-proxy kiro check`) it looks at what that sidecar needs; elsewhere, at what
+/// In a sidecar's container (`docker compose exec profile-1-proxy kiro check`) it looks at what that sidecar needs; elsewhere, at what
 /// the whole mesh needs before it starts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {

@@ -76,7 +76,7 @@ impl Place {
             Failure::new(
                 SETUP,
                 "no sidecar to speak for: KIRO_SERVICE is not set",
-                "run this in a sidecar's container, as in `docker compose exec profile-proxy kiro …`, or say --service, --identity and --mesh",
+                "run this in a sidecar's container, as in `docker compose exec profile-1-proxy kiro …`, or say --service, --identity and --mesh",
             )
         })?;
         let file = mesh_file(self.mesh.as_deref(), true);

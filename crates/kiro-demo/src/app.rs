@@ -29,6 +29,8 @@ const REQUEST: Duration = Duration::from_secs(15);
 pub(crate) struct App {
     pub(crate) service: Service,
     pub(crate) upstream: Upstream,
+    /// Its name among several of the same service.
+    pub(crate) replica: Option<String>,
 }
 
 /// The service's whole router.
@@ -114,7 +116,7 @@ mod tests {
         let upstream = Upstream { service, links, timeout: REQUEST };
         let observer = Observer { service, tracing: Tracing::off(), scheme: "http" };
         let page = Page::new(&"http://localhost:16686".parse().unwrap());
-        let router = router(App { service, upstream }, page, observer);
+        let router = router(App { service, upstream, replica: None }, page, observer);
 
         let request = Request::post("/verify")
             .header("content-type", "application/json")

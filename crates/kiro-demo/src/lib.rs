@@ -113,6 +113,8 @@ pub struct Options {
     pub tracing: Tracing,
     /// How long it waits for another service; [`Service::call_timeout`] unless there is a reason.
     pub call_timeout: Duration,
+    /// Its name among several of the same service; Profile's answers say it, so that a person sees how calls are spread.
+    pub replica: Option<String>,
 }
 
 /// Runs `service` until `shutdown` ends, then lets the requests under way finish (for at most ten seconds). Fails only
@@ -122,14 +124,14 @@ pub async fn serve(
     options: Options,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), StartError> {
-    let Options { listener, tls, proxy, jaeger_ui, tracing, call_timeout } = options;
+    let Options { listener, tls, proxy, jaeger_ui, tracing, call_timeout, replica } = options;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let proxy_text = proxy.to_string();
     let (links, keep_current) = links::start(service, tls, proxy)?;
 
     let upstream = upstream::Upstream { service, links: links.clone(), timeout: call_timeout };
     let observer = observe::Observer { service, tracing, scheme };
-    let router = app::router(app::App { service, upstream }, page::Page::new(&jaeger_ui), observer);
+    let router = app::router(app::App { service, upstream, replica }, page::Page::new(&jaeger_ui), observer);
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
     info!(service = service.name(), address, scheme, proxy = proxy_text, "serving");
 

@@ -38,6 +38,10 @@ struct Arguments {
     #[arg(long, env = "KIRO_JAEGER_UI", default_value = "http://localhost:16686")]
     jaeger_ui: JaegerUi,
 
+    /// Its name among several of the same service; Profile's answers then say it.
+    #[arg(long, env = "KIRO_REPLICA")]
+    replica: Option<String>,
+
     /// Which log lines to write.
     #[arg(long, env = "KIRO_LOG", default_value = "info")]
     log: String,
@@ -82,7 +86,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(service: Service, arguments: Arguments, tracing: Tracing) -> anyhow::Result<()> {
-    let Arguments { addr, certs, proxy, jaeger_ui, .. } = arguments;
+    let Arguments { addr, certs, proxy, jaeger_ui, replica, .. } = arguments;
     // Before anything is served: a signal in between would end the process at once.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -109,6 +113,7 @@ async fn run(service: Service, arguments: Arguments, tracing: Tracing) -> anyhow
         jaeger_ui,
         tracing,
         call_timeout: service.call_timeout(),
+        replica,
     };
     kiro_demo::serve(service, options, shutdown)
         .await

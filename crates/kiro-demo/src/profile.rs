@@ -25,6 +25,9 @@ pub(crate) struct Profile {
     pub(crate) user: UserName,
     pub(crate) name: String,
     pub(crate) team: String,
+    /// Which of several replicas says so, where it has been told its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replica: Option<String>,
 }
 
 /// User, name, team. Mallory has a profile too: it is Auth that keeps it from being seen.
@@ -55,7 +58,28 @@ async fn profile(
         .iter()
         .find(|(known, ..)| *known == user.as_str())
         .map(|(_, name, team)| {
-            Json(Profile { user: user.clone(), name: (*name).into(), team: (*team).into() })
+            let replica = app.replica.clone();
+            Json(Profile { user: user.clone(), name: (*name).into(), team: (*team).into(), replica })
         })
         .ok_or_else(|| Refusal::about(ME, StatusCode::NOT_FOUND, &user, "user has no profile"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_was_told_its_name_says_it() {
+        let mut profile = Profile {
+            user: UserName::parse("alice").unwrap(),
+            name: "Alice".to_owned(),
+            team: "Ledgers".to_owned(),
+            replica: None,
+        };
+        let alone = r#"{"user":"alice","name":"Alice","team":"Ledgers"}"#;
+        assert_eq!(serde_json::to_string(&profile).unwrap(), alone);
+        assert_eq!(serde_json::from_str::<Profile>(alone).unwrap(), profile);
+        profile.replica = Some("profile-2".to_owned());
+        assert!(serde_json::to_string(&profile).unwrap().ends_with(r#","replica":"profile-2"}"#));
+    }
 }

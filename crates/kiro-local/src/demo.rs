@@ -250,6 +250,7 @@ async fn start_application(
         jaeger_ui,
         tracing,
         call_timeout: service.call_timeout(),
+        replica: None,
     };
     let shutdown = async move {
         let _ = ended.wait_for(|ended| *ended).await;

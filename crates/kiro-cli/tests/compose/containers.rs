@@ -1,6 +1,6 @@
 //! How the containers are shut in, and what Compose says where certificates are missing.
 
-use crate::support::{SERVICES, every_container, inspect, must, run};
+use crate::support::{PODS, every_container, inspect, must, run, service};
 
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
@@ -27,11 +27,12 @@ fn no_container_can_do_more_than_it_needs() {
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
 fn a_container_sees_its_own_secrets_alone_and_can_write_nowhere() {
-    for service in SERVICES {
+    for pod in PODS {
+        let service = service(pod);
         for (container, expected) in [
-            (format!("{service}-pod"), vec![]),
-            (format!("{service}-proxy"), vec![format!("certs/{service}"), "docker/mesh".to_owned()]),
-            (service.to_owned(), vec![format!("certs/{service}-app")]),
+            (format!("{pod}-pod"), vec![]),
+            (format!("{pod}-proxy"), vec![format!("certs/{service}"), "docker/mesh".to_owned()]),
+            (pod.to_owned(), vec![format!("certs/{service}-app")]),
         ] {
             let seen = inspect(&container);
             let mounts = seen["Mounts"].as_array().unwrap();
@@ -44,9 +45,7 @@ fn a_container_sees_its_own_secrets_alone_and_can_write_nowhere() {
             assert!(mounts.iter().all(|mount| mount["RW"] == false), "{container}");
         }
     }
-    let users = |suffix: &str| {
-        SERVICES.map(|service| inspect(&format!("{service}{suffix}"))["Config"]["User"].clone())
-    };
+    let users = |suffix: &str| PODS.map(|pod| inspect(&format!("{pod}{suffix}"))["Config"]["User"].clone());
     assert_ne!(users("-proxy"), users(""), "an application runs as somebody else than its sidecar");
 }
 
@@ -71,7 +70,7 @@ fn without_certificates_compose_says_what_to_do_and_blocks_nothing_else() {
             &[&["compose", "--env-file", "/dev/null", "--project-name", "kiro-fresh"], arguments].concat(),
         )
     };
-    let up = compose(&["create", "profile-proxy"]);
+    let up = compose(&["create", "profile-1-proxy"]);
     assert_ne!(up.code, Some(0));
     assert!(up.said.contains("RUN make certs"), "{}", up.said);
     for arguments in [&["config", "--quiet"][..], &["down"]] {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{SERVICES, curl, every_container, id, ingress, must, pod, wait_for};
+use crate::support::{PODS, containers, curl, every_container, id, ingress, must, wait_for};
 
 /// From the crash to the first request that is served by all that died.
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
@@ -26,10 +26,10 @@ fn serves() -> bool {
 fn a_crash_of_any_one_container_heals_by_itself() {
     for container in every_container() {
         wait_for("the mesh serves", Duration::from_secs(30), || serves().then_some(()));
-        let service = SERVICES.into_iter().find(|service| container.starts_with(service)).unwrap();
+        let pod = PODS.into_iter().find(|pod| container.starts_with(pod)).unwrap();
         // Who is gone with it: all who had joined the namespace, or itself alone.
         let victims =
-            if container.ends_with("-pod") { pod(service).to_vec() } else { vec![container.clone()] };
+            if container.ends_with("-pod") { containers(pod).to_vec() } else { vec![container.clone()] };
         let ids: Vec<_> = victims.iter().map(|victim| id(victim)).collect();
         let before = processes(&ids);
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{SERVICES, curl, every_container, ingress, inspect, kiro, logs, port, wait_for};
+use crate::support::{PODS, curl, every_container, ingress, inspect, kiro, logs, port, wait_for};
 
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
@@ -21,6 +21,20 @@ fn a_persons_request_passes_through_all_three_services() {
 
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
+fn both_replicas_of_profile_take_their_share() {
+    let mut seen = std::collections::BTreeSet::new();
+    wait_for("an answer of each replica", Duration::from_secs(10), || {
+        let (status, body) = curl(&[&ingress("/dashboard/alice")]);
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        seen.insert(answer["profile"]["replica"].as_str().unwrap().to_owned());
+        (seen.len() == 2).then_some(())
+    });
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["profile-1", "profile-2"]);
+}
+
+#[test]
+#[ignore = "needs the containers: docker/test runs it"]
 fn the_ingress_speaks_tls_with_a_leaf_of_the_meshs_authority() {
     let url = format!("https://localhost:{}/dashboard/alice", port("KIRO_HTTPS_PORT", 8443));
     assert_eq!(curl(&["--cacert", "certs/ca/ca.pem", &url]).0, 200);
@@ -29,7 +43,7 @@ fn the_ingress_speaks_tls_with_a_leaf_of_the_meshs_authority() {
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
 fn a_person_calls_from_within_a_pod_and_learns_why_not() {
-    let allowed = kiro("profile-proxy", &["call", "http://auth/verify", "-d", "{\"user\":\"alice\"}"]);
+    let allowed = kiro("profile-1-proxy", &["call", "http://auth/verify", "-d", "{\"user\":\"alice\"}"]);
     assert_eq!(allowed.code, Some(0), "{}{}", allowed.out, allowed.said);
     assert!(
         allowed.out.starts_with("HTTP/1.1 200 OK") && allowed.out.contains("\"verified\":true"),
@@ -59,9 +73,9 @@ fn a_person_calls_from_within_a_pod_and_learns_why_not() {
 #[test]
 #[ignore = "needs the containers: docker/test runs it"]
 fn every_sidecar_finds_nothing_wrong() {
-    for service in SERVICES {
-        let checked = kiro(&format!("{service}-proxy"), &["check"]);
-        assert_eq!(checked.code, Some(0), "{service}:\n{}{}", checked.out, checked.said);
+    for pod in PODS {
+        let checked = kiro(&format!("{pod}-proxy"), &["check"]);
+        assert_eq!(checked.code, Some(0), "{pod}:\n{}{}", checked.out, checked.said);
     }
     let dashboard = kiro("dashboard-proxy", &["check"]).out;
     assert!(dashboard.contains("mutual TLS with spiffe://kiro.mesh/profile"), "{dashboard}");
@@ -76,7 +90,7 @@ fn from_another_pod_nothing_but_the_mesh_port_and_health_can_be_reached() {
     for (port, open) in
         [(15006, true), (15020, true), (8003, false), (15000, false), (15001, false), (15021, false)]
     {
-        let asked = kiro("profile-proxy", &["probe", "tcp", &format!("{address}:{port}")]);
+        let asked = kiro("profile-1-proxy", &["probe", "tcp", &format!("{address}:{port}")]);
         assert_eq!(asked.code, Some(i32::from(!open)), "{port}: {}", asked.out);
     }
 }
@@ -85,15 +99,18 @@ fn from_another_pod_nothing_but_the_mesh_port_and_health_can_be_reached() {
 #[ignore = "needs the containers: docker/test runs it"]
 fn each_request_and_each_certificate_is_a_line_of_json_and_no_secret_is() {
     let path = "/dashboard/bob";
-    assert_eq!(curl(&[&ingress(path)]).0, 200);
-    let lines = |service: &str| -> Vec<Value> {
-        logs(&format!("{service}-proxy"))
+    let (status, body) = curl(&[&ingress(path)]);
+    assert_eq!(status, 200, "{body}");
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    let replica = answer["profile"]["replica"].as_str().unwrap();
+    let lines = |pod: &str| -> Vec<Value> {
+        logs(&format!("{pod}-proxy"))
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{service}: {line}")))
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{pod}: {line}")))
             .collect()
     };
     let request = wait_for("a line for profile's inbound request", Duration::from_secs(5), || {
-        lines("profile")
+        lines(replica)
             .into_iter()
             .find(|line| line["direction"] == "inbound" && line["path"] == "/profiles/bob")
     });
@@ -102,7 +119,7 @@ fn each_request_and_each_certificate_is_a_line_of_json_and_no_secret_is() {
     {
         assert_eq!(request[field], value, "{request}");
     }
-    let verified = lines("profile").into_iter().find(|line| line["message"] == "certificate verified");
+    let verified = lines(replica).into_iter().find(|line| line["message"] == "certificate verified");
     assert!(verified.is_some(), "no line of a verified certificate");
 
     let all: String = every_container().iter().map(|container| logs(container)).collect();

@@ -5,15 +5,21 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(crate) const SERVICES: [&str; 3] = ["dashboard", "profile", "auth"];
+/// Every pod by its application's container: Profile has two.
+pub(crate) const PODS: [&str; 4] = ["dashboard", "profile-1", "profile-2", "auth"];
+
+/// The service that a pod is a replica of: its identity and its name in the mesh.
+pub(crate) fn service(pod: &str) -> &str {
+    pod.trim_end_matches(|end: char| end == '-' || end.is_ascii_digit())
+}
 
 /// The containers of a pod, the owner of its namespace first.
-pub(crate) fn pod(service: &str) -> [String; 3] {
-    [format!("{service}-pod"), format!("{service}-proxy"), service.to_owned()]
+pub(crate) fn containers(pod: &str) -> [String; 3] {
+    [format!("{pod}-pod"), format!("{pod}-proxy"), pod.to_owned()]
 }
 
 pub(crate) fn every_container() -> Vec<String> {
-    SERVICES.iter().flat_map(|service| pod(service)).collect()
+    PODS.iter().flat_map(|pod| containers(pod)).collect()
 }
 
 /// What a command made of it.

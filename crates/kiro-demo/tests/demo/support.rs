@@ -237,6 +237,7 @@ pub(crate) fn options(listener: TcpListener, tls: Option<TlsSource>, proxy: Sock
         jaeger_ui: "http://localhost:16686".parse().unwrap(),
         tracing: Tracing::off(),
         call_timeout: PATIENCE,
+        replica: None,
     }
 }
 
