@@ -1,7 +1,6 @@
 //! Who makes the load, and how are its answers timed?
 
 pub(crate) mod grpc;
-pub(crate) mod h1;
 pub(crate) mod handshake;
 pub(crate) mod hello;
 pub(crate) mod idle;
@@ -11,19 +10,13 @@ pub(crate) mod wrk;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hdrhistogram::Histogram;
+pub(crate) use kiro_bench::h1;
+use kiro_bench::latency::{latencies, note, quantile_ms};
+pub(crate) use kiro_bench::schedule::Length;
+use kiro_bench::schedule::Schedule;
 
 use crate::procfs;
-
-/// How long a load runs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Length {
-    /// Before anything counts.
-    pub(crate) warm_up: Duration,
-    /// What counts.
-    pub(crate) measured: Duration,
-}
 
 /// What a load found.
 #[derive(Debug, Clone, Default)]
@@ -53,20 +46,9 @@ pub(crate) struct Loaded {
 impl Loaded {
     /// With the percentiles of these latencies in microseconds.
     fn timed(self, latencies: &Histogram<u64>) -> Self {
-        let at =
-            |quantile| (!latencies.is_empty()).then(|| latencies.value_at_quantile(quantile) as f64 / 1e3);
+        let at = |quantile| quantile_ms(latencies, quantile);
         Self { p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), ..self }
     }
-}
-
-/// Latencies in microseconds, up to a minute, three digits exact.
-fn latencies() -> anyhow::Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).context("no histogram")
-}
-
-/// Notes a latency; what is beyond the bounds counts as the bound.
-fn note(latencies: &mut Histogram<u64>, latency: Duration) {
-    latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
 }
 
 /// What the proxies cost while a load counts.

@@ -18,18 +18,17 @@ mod measure;
 mod pairs;
 mod plan;
 mod ports;
-mod procfs;
 mod records;
 mod report;
 mod run;
 mod stats;
-mod stop;
 mod tools;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kiro_bench::{procfs, say, stop};
 
 /// Sets Kiro beside Envoy, HAProxy and nginx
 #[derive(Debug, Parser)]
@@ -90,10 +89,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A line for whoever waits.
-pub(crate) fn say(line: &str) {
-    // A reader that has gone away is no reason to stop measuring.
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

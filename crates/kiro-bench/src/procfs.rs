@@ -6,17 +6,17 @@ use std::time::Duration;
 
 /// What is read of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stat {
+pub struct Stat {
     /// The process.
-    pub(crate) pid: u32,
+    pub pid: u32,
     /// Its parent.
-    pub(crate) parent: u32,
+    pub parent: u32,
     /// User and system time of all of its threads, in ticks.
-    pub(crate) ticks: u64,
+    pub ticks: u64,
 }
 
 /// Reads one line of `stat`. The name in parentheses may hold anything, parentheses and spaces too.
-pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
+pub fn parse_stat(text: &str) -> Option<Stat> {
     let (pid, rest) = text.split_once(" (")?;
     let (_, rest) = rest.rsplit_once(") ")?;
     let mut fields = rest.split_ascii_whitespace();
@@ -28,7 +28,7 @@ pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 /// The `Pss:` line of `smaps_rollup`, in bytes.
-pub(crate) fn parse_pss(text: &str) -> Option<u64> {
+pub fn parse_pss(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
@@ -75,14 +75,14 @@ fn tree(roots: &[u32]) -> Vec<Stat> {
 }
 
 /// User and system time of these processes and their descendants.
-pub(crate) fn cpu(roots: &[u32]) -> Duration {
+pub fn cpu(roots: &[u32]) -> Duration {
     let ticks: u64 = tree(roots).iter().map(|stat| stat.ticks).sum();
     let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
     Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / ticks_per_second))
 }
 
 /// Proportional set size of these processes and their descendants, in MB (10^6 bytes).
-pub(crate) fn pss_mb(roots: &[u32]) -> Option<f64> {
+pub fn pss_mb(roots: &[u32]) -> Option<f64> {
     let sizes = tree(roots).into_iter().map(|stat| {
         fs::read_to_string(format!("/proc/{}/smaps_rollup", stat.pid)).ok().and_then(|text| parse_pss(&text))
     });
@@ -91,7 +91,7 @@ pub(crate) fn pss_mb(roots: &[u32]) -> Option<f64> {
 }
 
 /// The machine in a line.
-pub(crate) fn machine() -> String {
+pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()

@@ -12,7 +12,7 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// From here on SIGINT and SIGTERM are noted instead of ending the process.
-pub(crate) fn listen() -> anyhow::Result<()> {
+pub fn listen() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -37,17 +37,17 @@ pub(crate) fn listen() -> anyhow::Result<()> {
 }
 
 /// Whether an end was asked for.
-pub(crate) fn asked() -> bool {
+pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
 /// An error once an end was asked for.
-pub(crate) fn check() -> anyhow::Result<()> {
+pub fn check() -> anyhow::Result<()> {
     if asked() { Err(anyhow::anyhow!("interrupted")) } else { Ok(()) }
 }
 
 /// Waits, unless an end is asked for meanwhile.
-pub(crate) fn pause(length: Duration) -> anyhow::Result<()> {
+pub fn pause(length: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + length;
     loop {
         check()?;

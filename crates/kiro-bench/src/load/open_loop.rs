@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use hdrhistogram::Histogram;
 
 use super::h1::{Client, get};
-use super::{Length, Loaded, Meter, latencies, note};
+use super::{Length, Loaded, Meter, Schedule, latencies, note};
 use crate::stop;
 
 /// How long the threads have to reach their first request.
@@ -21,35 +21,6 @@ const LEAD: Duration = Duration::from_millis(100);
 const LOOK_BEFORE_END: Duration = Duration::from_millis(150);
 /// A connection that is so far behind its schedule gives up.
 const BEHIND_MAX: Duration = Duration::from_secs(10);
-
-/// The times at which one connection sends.
-#[derive(Debug, Clone, Copy)]
-struct Schedule {
-    first: Duration,
-    every: Duration,
-    /// Requests meant for before this do not count.
-    from: Duration,
-    /// The first that is not sent any more.
-    until: Duration,
-}
-
-/// Spreads `rate` requests a second evenly over the connections and over time.
-fn schedule(rate: f64, connections: usize, index: usize, length: Length) -> Schedule {
-    let gap = 1.0 / rate.max(1.0);
-    Schedule {
-        first: Duration::from_secs_f64(gap * index as f64),
-        every: Duration::from_secs_f64(gap * connections as f64),
-        from: length.warm_up,
-        until: length.warm_up + length.measured,
-    }
-}
-
-impl Schedule {
-    fn intended(&self, number: u32) -> Option<Duration> {
-        let at = self.first + self.every * number;
-        (at < self.until).then_some(at)
-    }
-}
 
 struct Sent {
     latencies: Histogram<u64>,
@@ -81,7 +52,7 @@ pub(crate) fn load(
                 scope.spawn(move || {
                     all_are_there.wait();
                     let start = Instant::now() + LEAD;
-                    send(client, to, request, schedule(rate, connections, index, length), start)
+                    send(client, to, request, Schedule::of(rate, connections, index, length), start)
                 })
             })
             .collect();
@@ -152,24 +123,4 @@ fn send(
         }
     }
     Ok(sent)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_share_the_rate_evenly() {
-        let length = Length { warm_up: Duration::from_secs(1), measured: Duration::from_secs(2) };
-        let mut all: Vec<Duration> = Vec::new();
-        for index in 0..4 {
-            let schedule = schedule(100.0, 4, index, length);
-            all.extend((0..).map_while(|number| schedule.intended(number)));
-        }
-        all.sort();
-        assert_eq!(all.len(), 300);
-        let gaps = all.windows(2).map(|pair| pair[1] - pair[0]);
-        assert!(gaps.into_iter().all(|gap| (9..=11).contains(&gap.as_millis())));
-        assert!(all.iter().filter(|at| **at >= length.warm_up).count() == 200);
-    }
 }

@@ -13,24 +13,35 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// An answer's body that is kept.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long an answer may stand still.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One connection.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// Its status.
-    pub(crate) status: u16,
+    pub status: u16,
+    /// Its head, up to the empty line.
+    pub head: Vec<u8>,
     /// Its body.
-    pub(crate) body: Vec<u8>,
+    pub body: Vec<u8>,
     /// Whether the connection ends with it.
-    pub(crate) closes: bool,
+    pub closes: bool,
+}
+
+impl Answer {
+    /// The value of a field of its head, by its name in lower case.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let lines = std::str::from_utf8(&self.head).ok()?.split("\r\n");
+        let fields = lines.filter_map(|line| line.split_once(':'));
+        fields.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
 }
 
 /// What an answer's head says.
@@ -43,16 +54,21 @@ struct Head {
 
 impl Client {
     /// Connects.
-    pub(crate) fn connect(to: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    pub fn connect(to: SocketAddr) -> io::Result<Self> {
+        Self::connect_within(to, PATIENCE)
+    }
+
+    /// Connects; neither that nor any read or write of an answer may take longer.
+    pub fn connect_within(to: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, patience)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self { stream, buffer: Vec::new() })
     }
 
     /// Sends a request and waits for its answer.
-    pub(crate) fn call(&mut self, request: &[u8]) -> io::Result<Answer> {
+    pub fn call(&mut self, request: &[u8]) -> io::Result<Answer> {
         self.stream.write_all(request)?;
         loop {
             if let Some(end) = end_of_head(&self.buffer) {
@@ -68,7 +84,7 @@ impl Client {
     }
 
     /// Whether the other side has not ended it.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         let asked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut [0]));
         // Back to waiting; a socket that refuses this has ended.
         self.stream.set_nonblocking(false).is_ok()
@@ -82,8 +98,8 @@ impl Client {
         }
         let rest = self.buffer.split_off(end);
         let body = self.buffer.split_off(from);
-        self.buffer = rest;
-        Ok(Answer { status: head.status, body, closes: head.closes })
+        let whole = std::mem::replace(&mut self.buffer, rest);
+        Ok(Answer { status: head.status, head: whole, body, closes: head.closes })
     }
 
     fn read(&mut self) -> io::Result<()> {
@@ -99,18 +115,18 @@ impl Client {
 }
 
 /// A GET for a path of a host.
-pub(crate) fn get(host: &str, path: &str) -> Vec<u8> {
+pub fn get(host: &str, path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes()
 }
 
 /// Asks one question on a connection of its own.
-pub(crate) fn ask(to: SocketAddr, host: &str, path: &str) -> anyhow::Result<Answer> {
+pub fn ask(to: SocketAddr, host: &str, path: &str) -> anyhow::Result<Answer> {
     let answer = Client::connect(to).and_then(|mut client| client.call(&get(host, path)));
     answer.with_context(|| format!("no answer from http://{to}{path}"))
 }
 
 /// Asks until the answer is 200; `alive` says when it is no use any more. Gives the number of questions that were answered at all.
-pub(crate) fn wait_for_answer(
+pub fn wait_for_answer(
     to: SocketAddr,
     host: &str,
     path: &str,
@@ -209,7 +225,11 @@ mod tests {
         let mut client = Client::connect(address).unwrap();
         for _ in 0..2 {
             let answer = client.call(&get("x", "/")).unwrap();
-            assert_eq!(answer, Answer { status: 200, body: b"ab".to_vec(), closes: false });
+            assert_eq!(
+                (answer.status, answer.body.as_slice(), answer.closes),
+                (200, b"ab".as_slice(), false)
+            );
+            assert_eq!((answer.field("content-length"), answer.field("server")), (Some("2"), None));
         }
         assert!(client.is_open());
         drop(client);
