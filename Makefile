@@ -16,7 +16,7 @@ endif
 
 DOCKER_ANSWERS := docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1
 
-.PHONY: help certs check up down logs build demo bench bench-instructions bench-hostile test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
+.PHONY: help certs check up down logs build demo bench bench-instructions bench-hostile chaos test test-rust test-compose conformance ci fmt clippy doc deny borders fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -64,6 +64,12 @@ bench-instructions: ## instructions of a request, against those that are kept; n
 bench-hostile: ## what hostile clients cost others, and in memory: 6 minutes; see docs/hostile-peers.md
 	@cargo build --release --quiet --package kiro-proxy --package kiro-bench
 	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-bench --hostile $(ARGS)
+# ARGS=--list names the experiments, ARGS='--only kill-proxy --seconds 5' makes one. Root crashes containers from the host.
+chaos: ## breaks a mesh in containers, one thing at a time; needs Docker and root, 10 to 15 minutes; see docs/resilience.md
+	@$(DOCKER_ANSWERS) || { echo 'make chaos: Docker does not answer' >&2; exit 1; }
+	@cargo build --quiet --package kiro-cli
+	@cargo build --release --quiet --package kiro-chaos
+	@$(or $(CARGO_TARGET_DIR),target)/release/kiro-chaos --kiro $(or $(CARGO_TARGET_DIR),target)/debug/kiro $(ARGS)
 
 test: test-rust test-compose ## everything: units, simulations, meshes in one process, and containers where Docker answers
 

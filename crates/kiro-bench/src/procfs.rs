@@ -35,19 +35,19 @@ pub fn parse_pss(text: &str) -> Option<u64> {
 }
 
 /// The `VmHWM:` line of `status`, in bytes: the most memory that a process has had since its peak was reset.
-pub(crate) fn parse_peak(text: &str) -> Option<u64> {
+pub fn parse_peak(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 
 /// From here on a process's peak counts anew.
-pub(crate) fn reset_peak(pid: u32) -> std::io::Result<()> {
+pub fn reset_peak(pid: u32) -> std::io::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
 }
 
 /// The most memory that a process has had since, in MB (10^6 bytes).
-pub(crate) fn peak_mb(pid: u32) -> Option<f64> {
+pub fn peak_mb(pid: u32) -> Option<f64> {
     let bytes = parse_peak(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)?;
     Some(bytes as f64 / 1e6)
 }
