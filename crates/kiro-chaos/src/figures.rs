@@ -45,6 +45,8 @@ pub(crate) struct Figures {
     pub(crate) worst_error_ms: Option<f64>,
     /// From the end of the fault to the first good answer by the replica in question.
     pub(crate) back_ms: Option<f64>,
+    /// The share of the good answers, before anything was broken, that this replica gave, in percent.
+    pub(crate) share_before_percent: Option<f64>,
     /// The share of the good answers, while it was broken, that this replica gave, in percent.
     pub(crate) share_percent: Option<f64>,
     /// Good answers a second while it was broken.
@@ -79,10 +81,8 @@ impl Figures {
             last_error_ms: bad().map(|record| ms(record.due.saturating_sub(times.broken))).reduce(f64::max),
             worst_error_ms: bad().map(|record| ms(record.waited())).reduce(f64::max),
             back_ms: replica.and_then(|replica| back(records, times, replica)),
-            share_percent: replica.filter(|_| good_during > 0).map(|replica| {
-                let its = during.iter().filter(|record| is_by(record, replica)).count();
-                its as f64 * 100.0 / good_during as f64
-            }),
+            share_before_percent: replica.and_then(|replica| share(&before, replica)),
+            share_percent: replica.and_then(|replica| share(&during, replica)),
             goodput: if seconds > 0.0 { good_during as f64 / seconds } else { 0.0 },
             errors_before: before.iter().filter(|record| !record.is_good()).count() as u64,
             behind_ms: records
@@ -104,6 +104,13 @@ fn ms(length: Duration) -> f64 {
 
 fn is_by(record: &Record, name: &str) -> bool {
     matches!(&record.outcome, Outcome::Answered { replica: Some(replica) } if replica == name)
+}
+
+/// How much of the good answers a replica gave, in percent.
+fn share(records: &[&Record], replica: &str) -> Option<f64> {
+    let good = records.iter().filter(|record| record.is_good()).count();
+    let its = records.iter().filter(|record| is_by(record, replica)).count();
+    (good > 0).then(|| its as f64 * 100.0 / good as f64)
 }
 
 /// From when it could be back to its first answer to a request that was due since then.
@@ -192,7 +199,10 @@ mod tests {
             (found.p99_before_ms, found.p50_during_ms, found.p99_during_ms),
             (Some(10.0), Some(5.0), Some(40.0))
         );
-        assert_eq!((found.share_percent, found.back_ms), (Some(0.0), Some(17.0)));
+        assert_eq!(
+            (found.share_before_percent, found.share_percent, found.back_ms),
+            (Some(100.0), Some(0.0), Some(17.0))
+        );
         assert!((found.goodput - 10.0).abs() < 1e-9);
         assert_eq!(found.errors_before, 0, "under way when it broke");
     }

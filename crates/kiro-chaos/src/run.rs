@@ -51,13 +51,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     let began = OffsetDateTime::now_utc();
     let mesh = Mesh::up(&dir.join("mesh"), &kiro(options)?, !options.no_build)?;
     let mut outcomes = Vec::new();
-    for experiment in &chosen {
-        stop::check()?;
+    let made = chosen.iter().try_for_each(|experiment| -> anyhow::Result<()> {
+        if !outcomes.is_empty() {
+            mend(&mesh)?;
+        }
         let outcome = one(experiment, &mesh, options, dir)?;
         say(&report::line(&outcome));
         outcomes.push(outcome);
-        mesh.mend()?;
-    }
+        Ok(())
+    });
     drop(mesh);
     let results = Results {
         machine: procfs::machine(),
@@ -66,7 +68,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         experiments: outcomes,
     };
     results.write(dir)?;
-    report::write(&results, dir, options.only.is_empty())
+    // What was found before an end that nobody planned is kept, and is no whole run.
+    let kept = report::write(&results, dir, options.only.is_empty() && made.is_ok())?;
+    made.map(|()| kept)
+}
+
+/// Makes the mesh well. Where it can't be, but answers, the next experiment says what it misses.
+fn mend(mesh: &Mesh) -> anyhow::Result<()> {
+    let Err(error) = mesh.mend() else { return Ok(()) };
+    stop::check()?;
+    ensure!(mesh.answers(), "the mesh does not answer any more: {error:#}");
+    say(&format!("the mesh can't be made well: {error:#}"));
+    Ok(())
 }
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<Experiment>> {
@@ -121,6 +134,10 @@ fn under_load(
     ledger.write(&dir.join(format!("{}.ledger.jsonl", experiment.name)))?;
     let figures = Figures::of(&ledger, times, replica);
     ensure!(figures.errors_before == 0, "{} errors before anything was broken", figures.errors_before);
+    ensure!(
+        figures.share_before_percent.is_none_or(|share| share > 0.0),
+        "the replica gave no answer before it was broken, so that nobody would miss it"
+    );
     let logs = logs(experiment, mesh, begin.elapsed())?;
     Ok(Outcome::of(experiment, load.rate, figures, Beside { capacity: None, logs: &logs }))
 }
