@@ -166,6 +166,7 @@ where
         Ok(Err(_)) => return abuse::report(&worker, &connection.via, Abuse::Protocol),
         Err(_) => return abuse::report(&worker, &connection.via, Abuse::PrefaceTimeout),
     };
+    let _in_order = worker.in_order(Phase::Draining);
     let mut draining = std::pin::pin!(worker.phase.reached(Phase::Draining));
     // A peer was verified by the roots, and its requests by the secrets, of the identity that was: with another one it has to come again.
     let mut renewed = std::pin::pin!(renewed);

@@ -202,6 +202,10 @@ pub(crate) const DATA_OVERHEAD_BYTES: usize = CONNECTION_WINDOW as usize / 2;
 /// How long a client's HTTP/2 connection may carry no request: longer than the keep-alive of browsers and HTTP libraries.
 pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
 
+/// How long a sidecar that has nothing under way any more waits for its connections to end in order: a round trip, and what is still to
+/// be written. Who does not answer in this time has stopped listening.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How long a connection that was asked to end may take over it.
 pub(crate) const GOODBYE: Duration = Duration::from_secs(5);
 

@@ -170,6 +170,7 @@ where
         })
     };
     let mut client = park::Client::new(HeadTap::new(stream, heads.clone()), service);
+    let _in_order = worker.in_order(drains_at(front));
     let drained = std::pin::pin!(worker.phase.reached(drains_at(front)));
     if let Err(error) = park::serve(&mut client, &heads, http1_limits, drained).await {
         if heads.cut() {

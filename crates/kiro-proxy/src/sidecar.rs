@@ -371,6 +371,7 @@ async fn work(parts: &Parts, number: usize, sockets: Sockets, quiet: mpsc::Sende
     let clean = worker.quiesce(parts.settings.drain_timeout).await;
     let _ = quiet.send(clean).await;
     worker.phase.reached(Phase::Stopped).await;
+    worker.farewell().await;
     // Exchanges that are cut record themselves when their tasks end, with the runtime; the flush below takes what is there.
     tokio::task::yield_now().await;
     worker.flush_log();

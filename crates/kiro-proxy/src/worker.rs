@@ -19,7 +19,7 @@ use tokio::task::spawn_local;
 use crate::admission::{Gate, HalfHeads, HandshakeTurn, Limit, Peers, Places};
 use crate::app::App;
 use crate::discover::{Names, Resolver};
-use crate::drain::PhaseWatch;
+use crate::drain::{Phase, PhaseWatch};
 use crate::exchange::{Direction, Via};
 use crate::limits;
 use crate::metrics::{Leg, Metrics};
@@ -55,6 +55,8 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Tunnels,
     /// Exchanges that are under way, by direction.
     active: [Cell<u64>; 3],
+    /// Connections that end in order: see [`Worker::in_order`].
+    ending: Cell<[u64; 2]>,
     /// Its place among the workers.
     pub(crate) number: usize,
     /// Whose turn it is for a handshake, one gate for each [`Direction`]: a crowd at one of them is no concern of the others, and none of
@@ -99,6 +101,7 @@ impl Worker {
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
             active: Default::default(),
+            ending: Cell::default(),
             number,
             handshakes: std::array::from_fn(|_| Gate::new(&parts.metrics)),
             renewed: Notify::new(),
@@ -272,17 +275,63 @@ impl Worker {
         }
     }
 
-    /// Waits until nothing is under way, or the time is over; true where nothing was left.
-    pub(crate) async fn quiesce(&self, limit: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + limit;
-        while self.active.iter().any(|active| active.get() > 0) {
-            if tokio::time::Instant::now() >= deadline {
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        true
+    /// Notes a connection that ends in order once the phase is `told_at`, for as long as the guard lives: it says to its other end that it
+    /// takes no more, takes what has been sent meanwhile, and writes what is left. To exit before would lose an answer's last bytes, or
+    /// leave a caller in doubt whether its request was processed.
+    pub(crate) fn in_order(self: &Rc<Self>, told_at: Phase) -> InOrder {
+        let place = usize::from(told_at == Phase::Stopped);
+        self.count_ending(place, |count| count + 1);
+        InOrder { worker: Rc::clone(self), place }
     }
+
+    fn count_ending(&self, place: usize, change: impl FnOnce(u64) -> u64) {
+        let mut ending = self.ending.get();
+        if let Some(count) = ending.get_mut(place) {
+            *count = change(*count);
+        }
+        self.ending.set(ending);
+    }
+
+    /// Waits until nothing is under way, or the time is over; true where nothing was left. Then those connections get a moment whose
+    /// other ends have been told that the sidecar drains.
+    pub(crate) async fn quiesce(&self, limit: Duration) -> bool {
+        let end = tokio::time::Instant::now() + limit;
+        let clean = until(end, || self.active.iter().all(|active| active.get() == 0)).await;
+        if clean {
+            // An exchange has ended when its answer was handed over; written it is when its connection has ended.
+            let end = end.min(tokio::time::Instant::now() + limits::FAREWELL);
+            until(end, || matches!(self.ending.get(), [0, _])).await;
+        }
+        clean
+    }
+
+    /// Gives the connections that are left, the application's own, a moment to end.
+    pub(crate) async fn farewell(&self) {
+        until(tokio::time::Instant::now() + limits::FAREWELL, || self.ending.get() == [0, 0]).await;
+    }
+}
+
+/// A connection that ends in order.
+pub(crate) struct InOrder {
+    worker: Rc<Worker>,
+    place: usize,
+}
+
+impl Drop for InOrder {
+    fn drop(&mut self) {
+        self.worker.count_ending(self.place, |count| count.saturating_sub(1));
+    }
+}
+
+/// Waits for a condition; false if it does not come true in time.
+async fn until(end: tokio::time::Instant, is_so: impl Fn() -> bool) -> bool {
+    while !is_so() {
+        if tokio::time::Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    true
 }
 
 /// Seconds since 1970, as signatures have them.

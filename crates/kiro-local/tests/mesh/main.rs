@@ -22,6 +22,7 @@ mod bodies;
 mod callee_floods;
 mod corpus;
 mod deadlines;
+mod drain;
 mod failures;
 mod floods;
 mod framing;

@@ -54,6 +54,7 @@ where
         Ok(Err(_)) => return abuse::report(&worker, &via, Reason::Protocol),
         Err(_) => return abuse::report(&worker, &via, Reason::PrefaceTimeout),
     };
+    let _in_order = worker.in_order(drains_at(front));
     let mut ending = std::pin::pin!(worker.phase.reached(drains_at(front)));
     let mut overdue = std::pin::pin!(preface_overdue(&seen));
     let mut unread = std::pin::pin!(via.place.not_read());
