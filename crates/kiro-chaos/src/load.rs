@@ -196,6 +196,22 @@ fn judge(answer: &Answer) -> Outcome {
     Outcome::Refused { status: answer.status, code }
 }
 
+/// So many requests at once, each on a connection of its own.
+pub(crate) fn burst(to: SocketAddr, count: usize) -> anyhow::Result<Vec<Outcome>> {
+    let request = get("localhost", "/dashboard/alice");
+    let one = || {
+        let called = Client::connect_within(to, PATIENCE).and_then(|mut client| client.call(&request));
+        called.map_or_else(|error| Outcome::Lost { why: error.kind().to_string() }, |answer| judge(&answer))
+    };
+    thread::scope(|scope| {
+        let senders: Vec<_> = (0..count).map(|_| scope.spawn(one)).collect();
+        let join = |sender: thread::ScopedJoinHandle<'_, Outcome>| {
+            sender.join().map_err(|_| anyhow::anyhow!("a sender has panicked"))
+        };
+        senders.into_iter().map(join).collect()
+    })
+}
+
 /// How many requests a second the mesh can do: each of a few senders sends its next one when the last one is answered.
 pub(crate) fn capacity(to: SocketAddr, senders: usize, lasts: Duration) -> anyhow::Result<u32> {
     let begin = Instant::now();

@@ -1,17 +1,17 @@
 //! Which containers are broken? A mesh of this program's own: project name, ports, certificates and mesh file.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use kiro_bench::h1::{Answer, ask};
 use kiro_bench::{say, stop};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{Heed, Said, run};
+use crate::ledger::Outcome;
+use crate::load::burst;
 
 /// The Compose project.
 const PROJECT: &str = "kiro-chaos";
@@ -28,8 +28,11 @@ const UP: Duration = Duration::from_secs(120);
 const BUILD: Duration = Duration::from_secs(3_600);
 /// How long the mesh may take to be well again between two experiments: what was broken is back by then, or its promise was broken.
 const WELL: Duration = Duration::from_secs(15);
-/// So many good answers in a row, of all replicas, and the mesh is well.
-const WELL_ANSWERS: usize = 30;
+/// So many requests at once that are all answered well, by all replicas, and the mesh is well.
+const WELL_ANSWERS: usize = 32;
+const BETWEEN_BURSTS: Duration = Duration::from_millis(200);
+/// How often a mesh that is not well is made anew before an experiment has to do with what there is.
+const ANEW_MAX: u32 = 2;
 
 /// The replicas of Profile, as their answers name them.
 const REPLICAS: [&str; 2] = ["profile-1", "profile-2"];
@@ -57,7 +60,10 @@ impl Mesh {
             run(Command::new("docker").args(["compose", "build", "--quiet"]), BUILD, Heed::Stop)?;
         }
         say("bringing the mesh up");
-        mesh.start_all()?;
+        if let Err(error) = mesh.start_all() {
+            stop::check()?;
+            ensure!(mesh.answers(), "the mesh does not come up: {error:#}");
+        }
         Ok(mesh)
     }
 
@@ -131,50 +137,44 @@ impl Mesh {
 
     /// Makes it well for the next experiment; what can't be mended in place is made anew.
     pub(crate) fn mend(&self) -> anyhow::Result<()> {
-        let started = self.start_all();
-        let Err(error) = started else { return Ok(()) };
-        stop::check()?;
-        say(&format!("the mesh is made anew: {error:#}"));
-        self.compose(&["down", "--remove-orphans", "--timeout", "2"], UP, Heed::Stop)?;
-        self.start_all()
+        let mut started = self.start_all();
+        for _ in 0..ANEW_MAX {
+            let Err(error) = &started else { break };
+            stop::check()?;
+            say(&format!("the mesh is made anew: {error:#}"));
+            self.compose(&["down", "--remove-orphans", "--timeout", "2"], UP, Heed::Stop)?;
+            started = self.start_all();
+        }
+        started
     }
 
     /// Whether anything answers: a mesh that can't be made well is no reason to give up what was found.
     pub(crate) fn answers(&self) -> bool {
-        matches!(ask(self.ingress(), "localhost", "/dashboard/alice"), Ok(Answer { status: 200, .. }))
+        burst(self.ingress(), 1)
+            .is_ok_and(|outcomes| outcomes.iter().all(|outcome| matches!(outcome, Outcome::Answered { .. })))
     }
 
     /// Waits until all answers are good and both replicas give some.
     fn wait_until_well(&self) -> anyhow::Result<()> {
         let end = Instant::now() + WELL;
-        let mut seen = BTreeSet::new();
-        let mut in_a_row = 0;
-        let mut last = "no bad answer".to_owned();
-        while in_a_row < WELL_ANSWERS || seen.len() < REPLICAS.len() {
+        loop {
+            let outcomes = burst(self.ingress(), WELL_ANSWERS)?;
+            let is_by = |outcome: &Outcome, name: &str| matches!(outcome, Outcome::Answered { replica: Some(replica) } if replica == name);
+            let good = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Answered { .. })).count();
+            let seen =
+                REPLICAS.into_iter().filter(|name| outcomes.iter().any(|outcome| is_by(outcome, name)));
+            let seen: Vec<_> = seen.collect();
+            if good == outcomes.len() && seen == REPLICAS {
+                return Ok(());
+            }
             if Instant::now() >= end {
-                let seen: Vec<_> = seen.into_iter().collect();
-                bail!("not well after {} s: answers of [{}], {last}", WELL.as_secs(), seen.join(", "));
+                let (all, seconds, seen) = (outcomes.len(), WELL.as_secs(), seen.join(", "));
+                bail!(
+                    "not well after {seconds} s: of the last {all} requests {good} were answered, by [{seen}]"
+                );
             }
-            match ask(self.ingress(), "localhost", "/dashboard/alice") {
-                Ok(Answer { status: 200, body, .. }) => {
-                    in_a_row += 1;
-                    let text = String::from_utf8_lossy(&body).into_owned();
-                    seen.extend(
-                        REPLICAS.into_iter().filter(|replica| text.contains(&format!("\"{replica}\""))),
-                    );
-                }
-                Ok(answer) => {
-                    in_a_row = 0;
-                    last = String::from_utf8_lossy(&answer.body).chars().take(200).collect();
-                }
-                Err(error) => {
-                    in_a_row = 0;
-                    last = format!("{error:#}");
-                }
-            }
-            stop::pause(Duration::from_millis(20))?;
+            stop::pause(BETWEEN_BURSTS)?;
         }
-        Ok(())
     }
 }
 
