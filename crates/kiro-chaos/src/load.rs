@@ -18,8 +18,8 @@ use crate::ledger::{Ledger, Outcome, Record};
 
 /// How long a request may take; then its user has gone.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// The most that may be under way. At the highest rate all of them could hang for over half a second before the plan falls behind, and
-/// the ledger would show that.
+/// The most that may be under way. At the highest rate all of them could hang for over half a second before the plan falls behind; what
+/// then is not sent in time is late, like what is not answered in time.
 const SENDERS_MAX: usize = 1_200;
 /// What a sender's own variables need.
 const STACK_BYTES: usize = 128 * 1024;
@@ -149,7 +149,8 @@ fn sender(shared: &Shared<'_>) -> Vec<Record> {
             return records;
         }
         let sent = shared.start.elapsed();
-        let outcome = one(shared);
+        // Nobody was free for it until its user had gone.
+        let outcome = if sent > due + PATIENCE { Outcome::Late } else { one(shared) };
         records.push(Record { number, due, sent, ended: shared.start.elapsed(), outcome });
     }
 }

@@ -55,7 +55,10 @@ impl Rule {
             Ok(()) => self.clear(pod).err().map(|error| format!("{error:#}")),
             Err(error) => {
                 let tool = if matches!(self, Self::Delay(_)) { "tc with netem in the kernel" } else { "nft" };
-                Some(format!("needs {tool}, nsenter and root: {}", first_line(&format!("{error:#}"))))
+                // What was tried is long; what the tool said of it stands last.
+                let said = format!("{error:#}");
+                let said = said.rsplit_once("): ").map_or(said.as_str(), |(_, said)| said);
+                Some(format!("needs {tool}: {}", first_line(said)))
             }
         }
     }
@@ -73,8 +76,8 @@ impl Rule {
             }
         };
         format!(
-            "table inet {TABLE} {{ chain in {{ type filter hook input priority 0; {ours}; }} \
-             chain out {{ type filter hook output priority 0; {theirs}; }} }}"
+            "table inet {TABLE} {{ chain in {{ type filter hook input priority 0; {ours}; }}; \
+             chain out {{ type filter hook output priority 0; {theirs}; }}; }}"
         )
     }
 }
@@ -97,8 +100,8 @@ mod tests {
     fn the_rules_spare_what_they_are_not_about() {
         assert_eq!(
             Rule::Loss(5).table(),
-            "table inet kiro_chaos { chain in { type filter hook input priority 0; iifname != \"lo\" numgen random mod 100 < 5 drop; } \
-             chain out { type filter hook output priority 0; oifname != \"lo\" numgen random mod 100 < 5 drop; } }"
+            "table inet kiro_chaos { chain in { type filter hook input priority 0; iifname != \"lo\" numgen random mod 100 < 5 drop; }; \
+             chain out { type filter hook output priority 0; oifname != \"lo\" numgen random mod 100 < 5 drop; }; }"
         );
         assert!(Rule::DnsSilent.table().contains("ip daddr 127.0.0.11 drop"));
         assert!(Rule::Cut.table().contains("oifname != \"lo\" drop"));

@@ -31,6 +31,9 @@ const CAPACITY_SENDERS: usize = 32;
 const CAPACITY: Duration = Duration::from_secs(4);
 /// How long a container may take to end before that is a hang: above all graces.
 const END_MAX: Duration = Duration::from_secs(20);
+/// A mesh that is slower than this before anything is broken shares its machine with something that leaves it no time: what it then does
+/// under a fault says nothing.
+const P99_BEFORE_MAX_MS: f64 = 250.0;
 /// How long containers are left in peace before one is told to end.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -134,6 +137,11 @@ fn under_load(
     ledger.write(&dir.join(format!("{}.ledger.jsonl", experiment.name)))?;
     let figures = Figures::of(&ledger, times, replica);
     ensure!(figures.errors_before == 0, "{} errors before anything was broken", figures.errors_before);
+    let before = figures.p99_before_ms.unwrap_or_default();
+    ensure!(
+        before <= P99_BEFORE_MAX_MS,
+        "the machine is too busy: p99 was {before:.0} ms before anything was broken, over {P99_BEFORE_MAX_MS}"
+    );
     ensure!(
         figures.share_before_percent.is_none_or(|share| share > 0.0),
         "the replica gave no answer before it was broken, so that nobody would miss it"
