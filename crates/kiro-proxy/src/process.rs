@@ -133,7 +133,7 @@ async fn live(arguments: Arguments, log: LogSink) -> anyhow::Result<()> {
     let tracing = Tracing::from_env(&name, &instance, env!("CARGO_PKG_VERSION"))?;
     tokio::spawn(memory::give_back());
     let pod = arguments.pod_addr;
-    let sidecar = Sidecar::start(settings(arguments), tracing.clone(), log).await?;
+    let sidecar = Sidecar::start(settings(arguments), tracing.clone(), log.clone()).await?;
     let pod_event = async {
         match pod {
             Some(pod) => watch_pod(pod).await,
@@ -151,10 +151,13 @@ async fn live(arguments: Arguments, log: LogSink) -> anyhow::Result<()> {
         },
     };
     sidecar.stop().await;
+    // Both at once: each may take its whole time.
+    let spans = tokio::task::spawn_blocking(move || tracing.shutdown(FLUSH));
+    let lines = tokio::task::spawn_blocking(move || log.flush(FLUSH));
+    spans.await.context("the trace exporter did not stop")?;
+    lines.await.context("the log did not stop")?;
+    // Not sooner: the pod goes now, and with it the network that spans leave by; Docker then kills whoever is left.
     drop(pod_waits);
-    tokio::task::spawn_blocking(move || tracing.shutdown(FLUSH))
-        .await
-        .context("the trace exporter did not stop")?;
     Ok(())
 }
 

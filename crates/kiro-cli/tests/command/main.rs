@@ -11,6 +11,8 @@
 mod call;
 #[cfg(feature = "sidecar")]
 mod check;
+#[cfg(feature = "sidecar")]
+mod drain;
 mod guard;
 mod pod;
 mod probe;
