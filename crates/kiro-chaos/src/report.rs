@@ -112,6 +112,8 @@ pub(crate) struct Results {
     pub(crate) date: String,
     /// How long it took.
     pub(crate) minutes: i64,
+    /// What else the machine had to do: its load average before the mesh was brought up.
+    pub(crate) load_before: f64,
     /// In the order of the run.
     pub(crate) experiments: Vec<Result>,
 }
@@ -194,11 +196,12 @@ fn in_words(figures: &Figures, rate: u32, capacity: Option<u32>) -> String {
 
 fn document(results: &Results) -> String {
     let mut text = String::from(BEFORE);
-    let Results { machine, date, minutes, experiments } = results;
+    let Results { machine, date, minutes, load_before, experiments } = results;
     // Writing to a String does not fail.
     let _ = write!(
         text,
-        "\n## The last run\n\n{date}, on {machine}, which made the load as well; {minutes} minutes.\n\n\
+        "\n## The last run\n\n{date}, on {machine}, which made the load as well; {minutes} minutes. Its load average \
+         was {load_before:.1} before the mesh was brought up.\n\n\
          | experiment | promise | figures | |\n|---|---|---|---|\n"
     );
     for result in experiments {
@@ -233,6 +236,7 @@ mod tests {
             machine: "a machine".to_owned(),
             date: "2026-01-01".to_owned(),
             minutes: 9,
+            load_before: 0.5,
             experiments: vec![
                 Result::of(by_name("kill-app"), 200, figures, Beside::default()),
                 Result::without(by_name("delay-packets"), Verdict::Skipped, "no | netem\nat all".to_owned()),

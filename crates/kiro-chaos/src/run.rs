@@ -31,6 +31,8 @@ const CAPACITY_SENDERS: usize = 32;
 const CAPACITY: Duration = Duration::from_secs(4);
 /// How long a container may take to end before that is a hang: above all graces.
 const END_MAX: Duration = Duration::from_secs(20);
+/// With more to do than this, a machine has no processor to spare for what is measured.
+const LOAD_BEFORE_MAX: f64 = 1.0;
 /// A mesh that is slower than this before anything is broken shares its machine with something that leaves it no time: what it then does
 /// under a fault says nothing.
 const P99_BEFORE_MAX_MS: f64 = 250.0;
@@ -52,6 +54,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot create {DIR}: run this where Cargo.toml lies"))?;
     let began = OffsetDateTime::now_utc();
+    let load_before = load_average();
+    if load_before > LOAD_BEFORE_MAX {
+        say(&format!("the machine is busy (load average {load_before:.1}): what is found will say little"));
+    }
     let mesh = Mesh::up(&dir.join("mesh"), &kiro(options)?, !options.no_build)?;
     let mut outcomes = Vec::new();
     let made = chosen.iter().try_for_each(|experiment| -> anyhow::Result<()> {
@@ -68,6 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         machine: procfs::machine(),
         date: began.date().to_string(),
         minutes: (OffsetDateTime::now_utc() - began).whole_minutes(),
+        load_before,
         experiments: outcomes,
     };
     results.write(dir)?;
@@ -83,6 +90,12 @@ fn mend(mesh: &Mesh) -> anyhow::Result<()> {
     ensure!(mesh.answers(), "the mesh does not answer any more: {error:#}");
     say(&format!("the mesh can't be made well: {error:#}"));
     Ok(())
+}
+
+/// Over the last minute; nothing where the system does not say.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default()
 }
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<Experiment>> {
