@@ -71,30 +71,6 @@ pub(crate) enum Answer {
     Failed(retry::Failure),
 }
 
-/// Reads an answer's head. Only a sidecar's word says that its application has not seen the request; an application's `x-kiro-reject`
-/// does not come so far.
-pub(crate) fn read_head(policy: &RetryPolicy, status: StatusCode, headers: &HeaderMap) -> Answer {
-    let refused = reject::of_peer(headers);
-    let retry_after = || {
-        let value = headers.get(RETRY_AFTER)?;
-        retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
-    };
-    match refused {
-        Some(reject) if reject.is_before_the_application() => {
-            Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() })
-        }
-        // A refusal of gRPC is a 200 to gRPC alone.
-        Some(reject) if policy.is_failure(reject.status()) => {
-            Answer::Failed(retry::Failure::Status { status: reject.status(), retry_after: retry_after() })
-        }
-        Some(reject) => Answer::Final(of_status(reject.status())),
-        None if policy.is_failure(status) => {
-            Answer::Failed(retry::Failure::Status { status, retry_after: retry_after() })
-        }
-        None => Answer::Final(of_status(status)),
-    }
-}
-
 fn of_status(status: StatusCode) -> Outcome {
     if status.is_server_error() {
         Outcome::Failure
@@ -183,6 +159,43 @@ impl<'a> Attempts<'a> {
             Some(policy) => policy,
             None => RetryPolicy::none(),
         }
+    }
+
+    /// Reads an answer's head. Only a sidecar's word says that its application has not seen the request; an application's
+    /// `x-kiro-reject` does not come so far.
+    pub(crate) fn read_head(&self, flight: &Flight<'_>, status: StatusCode, headers: &HeaderMap) -> Answer {
+        let policy = self.policy();
+        let retry_after = || {
+            let value = headers.get(RETRY_AFTER)?;
+            retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
+        };
+        match reject::of_peer(headers) {
+            // Whoever has too much to do already is not asked again by the same caller.
+            Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => {
+                Answer::Final(Outcome::Failure)
+            }
+            Some(reject) if reject.is_before_the_application() => {
+                Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() })
+            }
+            // A refusal of gRPC is a 200 to gRPC alone.
+            Some(reject) if policy.is_failure(reject.status()) => {
+                Answer::Failed(retry::Failure::Status { status: reject.status(), retry_after: retry_after() })
+            }
+            Some(reject) => Answer::Final(of_status(reject.status())),
+            None if policy.is_failure(status) => {
+                Answer::Failed(retry::Failure::Status { status, retry_after: retry_after() })
+            }
+            None => Answer::Final(of_status(status)),
+        }
+    }
+
+    /// Whether there is a replica that this request has not been to.
+    fn is_elsewhere(&self, flight: &Flight<'_>) -> bool {
+        let here = flight.address();
+        self.replicas
+            .iter()
+            .map(|replica| replica.address())
+            .any(|one| Some(one) != here && !self.tried.contains(&one))
     }
 
     /// An answer that is the caller's.

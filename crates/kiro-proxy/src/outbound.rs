@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::admission::Place;
 use crate::answer;
 use crate::app::{self, at_once, within};
-use crate::attempt::{self, Answer, Attempts, Failure, Flight, Next};
+use crate::attempt::{Answer, Attempts, Failure, Flight, Next};
 use crate::body::AnswerBody;
 use crate::client::{Client, RequestBody, Upgrade};
 use crate::exchange::{Direction, Exchange, Via};
@@ -240,7 +240,7 @@ pub(crate) async fn deliver(
             match attempt(worker, plan, payload, &mut flight, time, exchange, interim).await {
                 Ok(sent) => {
                     let response = &sent.response;
-                    match attempt::read_head(attempts.policy(), response.status(), response.headers()) {
+                    match attempts.read_head(&flight, response.status(), response.headers()) {
                         Answer::Final(outcome) => {
                             attempts.answered(flight, outcome, Instant::now());
                             return Ok(sent);

@@ -203,7 +203,12 @@ impl Reject {
 impl Reject {
     /// Whether a sidecar says by it that its application has surely not seen the request.
     pub(crate) fn is_before_the_application(self) -> bool {
-        matches!(self, Reject::AppConnect | Reject::QueueFull)
+        matches!(self, Reject::AppConnect) || self.is_overload()
+    }
+
+    /// Whether a sidecar says by it that it has too much to do.
+    pub(crate) fn is_overload(self) -> bool {
+        matches!(self, Reject::QueueFull)
     }
 }
 

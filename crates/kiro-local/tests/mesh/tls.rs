@@ -361,6 +361,8 @@ async fn a_callee_must_prove_to_be_the_one_that_was_dialled() {
         async move {
             let what = format!("{reason}, {presented}");
             let (listener, address, entry) = place();
+            // Another test may have had this place before.
+            let before = events.lines().len();
             let world = with_fake(entry).await;
             let fake = Fake::start(listener, make(&world), OBEDIENT);
             check_back_off(&world, &what, reason, || fake.connections()).await;
@@ -368,10 +370,10 @@ async fn a_callee_must_prove_to_be_the_one_that_was_dialled() {
 
             let of_it =
                 |line: &serde_json::Value| line["side"] == "client" && line["remote"] == *address.to_string();
-            let line = events.wait_for(&what, of_it).await;
+            let line = events.wait_for_after(before, &what, of_it).await;
             let expected = "spiffe://test.mesh/callee";
             check(&what, &line, Says { reason, expected, presented, fix });
-            let lines = events.lines().into_iter().filter(of_it).count();
+            let lines = events.lines().into_iter().skip(before).filter(of_it).count();
             assert_eq!(lines, fake.connections(), "{what}: one line a handshake");
             assert!(world.stop().await);
         }
