@@ -2,7 +2,8 @@
 //!
 //! A bucket a key, for keys that strangers choose, so memory is bounded. A key whose bucket is full again is as good as unknown, and
 //! makes room for another. When no room can be made, new keys share one overflow bucket with the same rate: who was there first is
-//! not pushed out by a flood of new names, and the flood passes at the rate of one key.
+//! not pushed out by a flood of new names while it uses its bucket, and the flood passes at the rate of one key. (Who rests until its
+//! bucket is full is a newcomer again, and during a flood shares its fate.)
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
