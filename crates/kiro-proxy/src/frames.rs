@@ -243,7 +243,8 @@ struct Watch {
     resets: Allowance,
     /// Heads of answers, their interim ones, and trailers, where this side is the client.
     answers: Option<Allowance>,
-    block: Block,
+    /// Where this side is the server: heads that clients do not end.
+    block: Option<Block>,
 }
 
 /// What the library holds of a header block that is not whole, be it a head or trailers.
@@ -278,13 +279,14 @@ impl Block {
 impl<S> FrameTap<S> {
     /// Taps a server's stream before its preface is read.
     pub(crate) fn new(inner: S, allowance: &FrameAllowance, heads: &Arc<HalfHeads>) -> (Self, Rc<Seen>) {
-        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None, heads)
+        let block = Block { goes_on: false, half: None, heads: Arc::clone(heads) };
+        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None, Some(block))
     }
 
     /// Taps a client's stream before its preface is written.
-    pub(crate) fn client(inner: S, allowance: &FrameAllowance, heads: &Arc<HalfHeads>) -> (Self, Rc<Seen>) {
+    pub(crate) fn client(inner: S, allowance: &FrameAllowance) -> (Self, Rc<Seen>) {
         let answers = Allowance::new(limits::ANSWER_HEADS);
-        Self::tap(inner, allowance, (0, PREFACE_BYTES), Some(answers), heads)
+        Self::tap(inner, allowance, (0, PREFACE_BYTES), Some(answers), None)
     }
 
     fn tap(
@@ -292,7 +294,7 @@ impl<S> FrameTap<S> {
         allowance: &FrameAllowance,
         (skip_in, skip_out): (usize, usize),
         answers: Option<Allowance>,
-        heads: &Arc<HalfHeads>,
+        block: Option<Block>,
     ) -> (Self, Rc<Seen>) {
         let seen = Rc::new(Seen::default());
         let watch = Watch {
@@ -305,7 +307,7 @@ impl<S> FrameTap<S> {
             answered: 0,
             control: Allowance::new(allowance.control),
             resets: Allowance::new(allowance.resets),
-            block: Block { goes_on: false, half: None, heads: Arc::clone(heads) },
+            block,
             answers,
         };
         (Self { inner, watch, turn: 0 }, seen)
@@ -328,12 +330,16 @@ impl Watch {
         while let Some(head) = self.incoming.head(&mut bytes) {
             // The frame before it was whole.
             self.opened();
-            self.block.whole(reader);
+            if let Some(block) = &mut self.block {
+                block.whole(reader);
+            }
             self.came(head)?;
         }
         if self.incoming.left == 0 {
             self.opened();
-            self.block.whole(reader);
+            if let Some(block) = &mut self.block {
+                block.whole(reader);
+            }
         }
         Ok(())
     }
@@ -353,7 +359,9 @@ impl Watch {
                 answers.take()
             }
             HEADERS => {
-                self.block.came(head);
+                if let Some(block) = &mut self.block {
+                    block.came(head);
+                }
                 if head.stream > self.last_stream {
                     self.last_stream = head.stream;
                     self.head_goes_on = true;
@@ -365,7 +373,9 @@ impl Watch {
             // The library bounds tiny pieces by what it holds of them.
             DATA => head.length > 0 || head.flags & END_STREAM != 0 || self.control.take(),
             CONTINUATION => {
-                self.block.came(head);
+                if let Some(block) = &mut self.block {
+                    block.came(head);
+                }
                 self.head_ends(head);
                 head.length >= CONTINUATION_BYTES || self.control.take()
             }
@@ -486,7 +496,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FrameTap<S> {
         let read = Pin::new(&mut this.inner).poll_read(cx, buf);
         let piece = buf.filled().get(before..).unwrap_or_default();
         let mut looked = this.watch.read(piece, cx.waker());
-        if this.watch.block.is_cut() {
+        if this.watch.block.as_ref().is_some_and(Block::is_cut) {
             looked = Err(Reason::HalfHead);
         }
         if let Err(reason) = looked {
@@ -644,7 +654,7 @@ mod tests {
     }
 
     fn client() -> FrameTap<()> {
-        let (mut tap, _) = FrameTap::client((), &SMALL, &Arc::default());
+        let (mut tap, _) = FrameTap::client((), &SMALL);
         tap.watch.written(&[0; PREFACE_BYTES]);
         tap
     }

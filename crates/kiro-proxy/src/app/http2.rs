@@ -4,7 +4,6 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -143,8 +142,7 @@ async fn open(worker: &Rc<Worker>, state: &State) -> Result<Rc<Upstream>, Refuse
     let (address, ends) = (address(worker, state), super::ends(&stream));
     let freed = Rc::clone(&worker.app.http2.freed);
     let callee = Callee { service: state.me.clone(), id: None, address };
-    let heads = Arc::clone(&worker.half_heads);
-    let parts = Http2 { callee, signer: None, refusal: Refusal::default(), freed, heads, open };
+    let parts = Http2 { callee, signer: None, refusal: Refusal::default(), freed, open };
     let upstream = match super::tls(worker, state, stream, ends).await? {
         Wire::Plain(stream) => handshake(worker, stream, parts).await?,
         Wire::Tls(stream) => handshake(worker, *stream, parts).await?,

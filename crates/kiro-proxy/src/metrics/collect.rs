@@ -250,10 +250,15 @@ fn open_descriptors() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::time::Instant;
+
+    use kiro_core::breaker::BreakerSettings;
+    use kiro_core::identity::ServiceName;
+
     use super::super::{Finished, Metrics, UNKNOWN};
     use super::*;
-    use crate::admission::Admission;
-    use crate::admission::Seats;
+    use crate::admission::{Admission, Seats};
 
     fn metrics() -> Arc<Metrics> {
         Metrics::of_a_test(2, Admission::shared(1 << 20, 2))
@@ -319,6 +324,14 @@ mod tests {
         metrics.abused(Listener::Inbound, Reason::RapidReset);
         super::super::OpenConnection::to_app(metrics, Seats::new(1).take().unwrap())
             .abused(Reason::ControlFlood);
+        let calls = metrics.counts.calls.calls(
+            &ServiceName::parse("b").unwrap(),
+            &Arc::from([SocketAddr::from(([127, 0, 0, 1], 15006))]),
+            Some(BreakerSettings::default()),
+            Instant::now(),
+        );
+        calls.edge.retries.count("retried");
+        calls.edge.known.send_modify(|known| known.confirmed = Some(Instant::now()));
         metrics.limit_hit(Limit::StreamWaiters);
         metrics.in_flight(0, Direction::Inbound, 2);
         metrics.in_flight(1, Direction::Inbound, 3);

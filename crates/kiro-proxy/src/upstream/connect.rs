@@ -19,7 +19,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
 use crate::abuse::{self, Callee};
-use crate::admission::{HalfHeads, Seat};
+use crate::admission::Seat;
 use crate::frames::FrameTap;
 use crate::limits;
 use crate::metrics::{Leg, OpenConnection};
@@ -70,7 +70,7 @@ pub(crate) async fn connect(
     };
     let refusal = Refusal::default();
     let stream = RefusalTap { inner: established.stream, refusal: Rc::clone(&refusal) };
-    let (metrics, heads) = (Arc::clone(&worker.metrics), Arc::clone(&worker.half_heads));
+    let metrics = Arc::clone(&worker.metrics);
     let worker = Rc::downgrade(worker);
     let ended = move |upstream: &Rc<Upstream>| {
         if let Some(worker) = worker.upgrade() {
@@ -79,7 +79,7 @@ pub(crate) async fn connect(
     };
     let callee = Callee { service: state.me.clone(), id: Some(peer.id.clone()), address };
     let open = OpenConnection::to_peer(&metrics, seat);
-    http2(stream, Http2 { callee, signer, refusal, freed: Rc::default(), heads, open }, ended).await
+    http2(stream, Http2 { callee, signer, refusal, freed: Rc::default(), open }, ended).await
 }
 
 /// What a connection that speaks HTTP/2 has beside its stream.
@@ -92,8 +92,6 @@ pub(crate) struct Http2 {
     pub(crate) refusal: Refusal,
     /// Who waits for a stream of it, or of one of its kind, is told by this.
     pub(crate) freed: Rc<Notify>,
-    /// Heads of answers that do not end.
-    pub(crate) heads: Arc<HalfHeads>,
     /// That it is counted.
     pub(crate) open: OpenConnection,
 }
@@ -116,14 +114,14 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, Refused> {
 /// Begins HTTP/2; `ended` learns of the connection's end.
 pub(crate) async fn http2<S>(
     stream: S,
-    Http2 { callee, signer, refusal, freed, heads, open }: Http2,
+    Http2 { callee, signer, refusal, freed, open }: Http2,
     ended: impl FnOnce(&Rc<Upstream>) + 'static,
 ) -> Result<Rc<Upstream>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let address = callee.address;
-    let (stream, seen) = FrameTap::client(stream, &limits::PEER_FRAMES, &heads);
+    let (stream, seen) = FrameTap::client(stream, &limits::PEER_FRAMES);
     let handshake = h2::client::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
@@ -263,7 +261,6 @@ mod tests {
             signer: None,
             refusal: Refusal::default(),
             freed: Rc::default(),
-            heads: Arc::default(),
             open: OpenConnection::to_peer(&metrics, Seats::new(1).take().unwrap()),
         };
         http2(stream, parts, |_| {}).await.map_err(|refused| refused.cause).unwrap()
