@@ -47,6 +47,8 @@ impl Failure {
                 | Reject::RequestTimeout
                 | Reject::MessageInvalid,
             ) => Outcome::Abandoned,
+            // The request's own time was over before there was a connection with room, however long that would have taken.
+            (retry::Failure::Connect, Reject::UpstreamTimeout) => Outcome::Abandoned,
             (retry::Failure::Connect, _) => Outcome::ConnectFailure,
             // It is on its way out, in good order; its address will soon be gone.
             (retry::Failure::GoAway | retry::Failure::RefusedStream | retry::Failure::StaleConnection, _) => {

@@ -266,7 +266,12 @@ impl Exchange {
 
     /// How much time is left until the answer's head is of no use any more.
     pub(crate) fn time_left(&self) -> Timeout {
-        self.deadline.map_or(Timeout::Off, |deadline| Timeout::After(deadline.left(Instant::now())))
+        self.time_left_at(Instant::now())
+    }
+
+    /// The same, as of a time that was read already.
+    pub(crate) fn time_left_at(&self, now: Instant) -> Timeout {
+        self.deadline.map_or(Timeout::Off, |deadline| Timeout::After(deadline.left(now)))
     }
 
     /// Lets the next hop know how much time is left, where it can't know that from the mesh file: at another attempt than the first,

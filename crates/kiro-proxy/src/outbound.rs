@@ -231,11 +231,12 @@ pub(crate) async fn deliver(
     let calls = peer.calls();
     let replicas = worker.names.replicas(worker, &calls.edge).await?;
     let terms = peer.traffic.terms(exchange.method(), headers::path_of(&plan.head));
-    let mut attempts = Attempts::begin(calls, &terms, &plan.head.method, replicas, Instant::now())?;
+    let mut now = Instant::now();
+    let mut attempts = Attempts::begin(calls, &terms, &plan.head.method, replicas, now)?;
     loop {
-        let mut flight = attempts.next(Instant::now())?;
+        let mut flight = attempts.next(now)?;
         exchange.attempt();
-        let time = attempts.within(exchange.time_left());
+        let time = attempts.within(exchange.time_left_at(now));
         let (answer, reached, outcome) =
             match attempt(worker, plan, payload, &mut flight, time, exchange, interim).await {
                 Ok(sent) => {
@@ -262,6 +263,7 @@ pub(crate) async fn deliver(
                 if !after.is_zero() {
                     tokio::time::sleep(after).await;
                 }
+                now = Instant::now();
             }
             Next::End(reason) => {
                 exchange.gave_up(reason);
@@ -320,13 +322,17 @@ async fn attempt(
         // Nearly always there is a connection with room, and no need of a clock.
         match at_once(connecting.as_mut()).await {
             Some(connected) => Some(connected),
-            None => within(time, None, connecting).await,
+            None => {
+                let connected = within(time, None, connecting).await;
+                // What the connection took says nothing about how quickly the replica answers.
+                flight.sent(Instant::now());
+                connected
+            }
         }
     };
     let timed_out = || Refused::new(Reject::UpstreamTimeout, "no connection with room for a request in time");
     let (upstream, slot) = connected.unwrap_or_else(|| Err(timed_out())).map_err(Failure::nobody)?;
     exchange.upstream(address);
-    flight.sent(Instant::now());
 
     // From here to `send_request` nothing waits: nonces arrive in the order in which they were given.
     let mut request = route::request_to(plan, peer).map_err(Failure::nobody)?;
