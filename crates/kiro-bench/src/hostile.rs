@@ -48,7 +48,7 @@ const CONNECTIONS: usize = 16;
 const RATE: f64 = 1000.0;
 const ROUNDS: u32 = 3;
 /// With nobody else there, and in the control.
-const WITHOUT: Length = Length { warm_up: Duration::from_millis(100), measured: Duration::from_millis(700) };
+const WITHOUT: Length = Length { warm_up: Duration::from_millis(100), measured: Duration::from_millis(500) };
 /// Under attack, once it is under way.
 const WITH: Length = Length { warm_up: Duration::from_millis(200), measured: Duration::from_millis(1000) };
 /// How long a line may take to come through the log's pipe.

@@ -213,6 +213,11 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(5);
 /// has just come is given the time to speak.
 pub(crate) const ROOM_MADE_AFTER: Duration = Duration::from_secs(1);
 
+/// How far apart handshakes have to make room for others, at one listener of a worker: a crowd that came at once grows old at once, and
+/// as many new handshakes would begin in one moment, for all of which whoever is served by that thread has to wait. Twice as often as
+/// [`HANDSHAKES_PER_LISTENER`] turns can grow old.
+pub(crate) const TURNS_APART: Duration = Duration::from_millis(2);
+
 /// How many connections make room at a time: looking for those that have been idle for longest takes a look at all.
 pub(crate) const ROOM_MADE_AT_A_TIME: usize = 64;
 
