@@ -102,6 +102,7 @@ fn record() -> AccessRecord<'static> {
         duration: Duration::from_micros(1234),
         upstream: Some(([127, 0, 0, 1], 8002).into()),
         attempts: 1,
+        gave_up: None,
         trace_id: 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
         span_id: 0x0123_4567_89ab_cdef,
         sampled: true,
