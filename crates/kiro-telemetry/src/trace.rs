@@ -2,7 +2,7 @@
 //! passes its own on, and hands its finished span to a queue in front of an OTLP exporter.
 //!
 //! Spans are put together here and given to the SDK's exporter in batches. The SDK's own tracer would cost a
-//! context, a sampler call with attributes and a lock a span, for nothing that Kiro uses; [`batch`] says what its processor would.
+//! context, a sampler call with attributes and a lock a span, for nothing that Kiro uses; `batch` says what its processor would.
 
 mod batch;
 mod context;
