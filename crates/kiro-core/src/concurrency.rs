@@ -34,7 +34,7 @@ use adaptive::Controller;
 use queue::{Push, Queue, Still};
 
 /// What a limit is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConcurrencySettings {
     /// How many requests are in flight at most.
     pub limit: Limit,
@@ -45,7 +45,7 @@ pub struct ConcurrencySettings {
 }
 
 /// How many requests are in flight at most.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// So many.
     Fixed(NonZeroU32),
@@ -243,6 +243,12 @@ impl<W> ConcurrencyLimit<W> {
         let removed = queue.remove(ticket);
         self.waiting.store(queue.len(), Ordering::SeqCst);
         removed
+    }
+
+    /// What it was made of.
+    #[must_use]
+    pub fn settings(&self) -> &ConcurrencySettings {
+        &self.settings
     }
 
     /// How many are in flight.

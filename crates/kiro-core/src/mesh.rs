@@ -3,6 +3,7 @@
 //! [`parse`] reads the file into types that can't hold nonsense, or gives all of its problems at once, each with line, path,
 //! value and fix. A [`Mesh`] that exists is consistent: every name in `allow` is a service of it, no two ports of a pod collide.
 
+mod limit;
 mod problem;
 mod read;
 mod schema;
@@ -14,6 +15,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+pub use self::limit::{LimitedSource, Per, RateLine};
 use self::problem::Found;
 pub use self::problem::{Problem, Problems};
 pub use self::traffic::{Route, Terms, Timeout, Traffic};
@@ -33,6 +35,8 @@ pub struct Mesh {
     pub services: BTreeMap<ServiceName, Service>,
     /// The allowed edges, in the file's order.
     pub allow: Vec<Allow>,
+    /// How many requests the edges may carry, in the file's order.
+    pub limits: Vec<RateLine>,
 }
 
 /// `signatures:`

@@ -5,6 +5,7 @@
 //! and some read differently, are marked ambiguous, and the policy refuses them where it would have to decide by the path.
 //! Nothing is rewritten: what is forwarded and signed is the raw target.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// What [`screen`] found in a path that it let pass.
@@ -224,6 +225,15 @@ impl fmt::Display for PathPattern {
     }
 }
 
+/// A raw path as it is compared: all that means the same is spelled the same, as far as RFC 3986, 6.2.2 goes.
+#[must_use]
+pub fn normalised(raw_path: &str) -> Cow<'_, [u8]> {
+    match raw_path.contains('%') {
+        false => Cow::Borrowed(raw_path.as_bytes()),
+        true => Cow::Owned(Normalised::of(raw_path.as_bytes()).collect()),
+    }
+}
+
 /// The bytes of a segment as they are compared (RFC 3986, 6.2.2): unreserved characters decoded, other escapes in upper case.
 struct Normalised<'a> {
     raw: std::slice::Iter<'a, u8>,
@@ -262,6 +272,13 @@ impl Iterator for Normalised<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_means_the_same_is_spelled_the_same() {
+        for (raw, same) in [("/a/b", "/a/b"), ("/%61/b", "/a/b"), ("/%c3%A4", "/%C3%A4"), ("/A", "/A")] {
+            assert_eq!(&*normalised(raw), same.as_bytes(), "{raw}");
+        }
+    }
 
     #[test]
     fn plain_paths_pass() {

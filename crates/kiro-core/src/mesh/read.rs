@@ -181,6 +181,29 @@ impl<'n> Spot<'n> {
         parsed.ok_or_else(|| self.wrong(format!("not a number from {least} to {most}"), fix, found))
     }
 
+    /// So many requests in so much time, `100/s`.
+    pub(super) fn rate(&self, found: &mut Found) -> Read<(u32, Duration)> {
+        const FIX: &str = "write requests and a time, like `100/s`, `600/m` or `1000/h`";
+        let text = self.word(FIX, found)?;
+        let read = text.split_once('/').and_then(|(number, unit)| {
+            let seconds = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                _ => return None,
+            };
+            Some((digits(number)?, Duration::from_secs(seconds)))
+        });
+        match read {
+            None => Err(self.wrong("not a rate", FIX, found)),
+            Some((0, _)) => {
+                let fix = "write 1 at least; what is not to pass at all has no line in `allow`";
+                Err(self.wrong("a rate that lets nothing pass", fix, found))
+            }
+            Some(rate) => Ok(rate),
+        }
+    }
+
     /// A share in percent.
     pub(super) fn percent(&self, found: &mut Found) -> Read<u8> {
         const FIX: &str = "write a whole number from 1 to 100 with `%` behind it, like `50%`";

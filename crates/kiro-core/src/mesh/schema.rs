@@ -3,6 +3,7 @@
 //! A section is read to its end though a part of it is wrong, and what depends on a wrong part is not told a second time.
 
 mod allow;
+mod limit;
 mod local;
 mod service;
 mod traffic;
@@ -72,7 +73,7 @@ impl Declared {
 /// Reads the whole file.
 pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let root = Spot::root(root);
-    let keys = ["trust_domain", "signatures", "mode", "services", "allow"];
+    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits"];
     let fields = root.fields(&keys, "start with `trust_domain: kiro.mesh` and a map `services:`", found)?;
     let fix = "add `trust_domain: kiro.mesh`, or a name that no other mesh of yours has";
     let trust_domain = fields.required("trust_domain", fix, found, trust_domain);
@@ -91,6 +92,11 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
             "write lines like `- { from: dashboard, to: profile }`, or leave `allow` out to allow nothing";
         spot.list(fix, found, |line, found| allow::line(&line, &declared, &mut opened, found))
     });
+    let mut names = limit::Names::default();
+    let limits = fields.optional("limits", found, |spot, found| {
+        let fix = "write lines like `- { from: dashboard, to: profile, rate: 100/s }`, or leave `limits` out";
+        spot.list(fix, found, |line, found| limit::line(&line, &declared, &mut names, found))
+    });
     check_ingresses(&declared, &opened.ingresses, &fields, found);
     local::check(&declared, &opened.tcp, found);
     Ok(Mesh {
@@ -99,6 +105,7 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         mode: mode?.unwrap_or_default(),
         services: declared.into_services()?,
         allow: allow?.unwrap_or_default(),
+        limits: limits?.unwrap_or_default(),
     })
 }
 

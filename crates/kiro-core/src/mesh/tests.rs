@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::breaker::BreakerSettings;
+use crate::concurrency::{Adaptive, ConcurrencySettings, Limit, QueueSettings};
+use crate::rate::{PolicyName, RateSettings};
 use crate::retry::{RetryPolicy, RetrySettings};
 
 /// The file of the design, without the key `retries`.
@@ -93,6 +95,7 @@ services:
       timeout: off
       retries: { count: 3, methods: [POST], statuses: [503], per_try: 500ms }
       breaker: { failures: 25%, requests: 10, open: 2s }
+      concurrency: { max: 50, queue: 10, adaptive: true }
       routes:
       - { methods: [GET], paths: [/reports/**], timeout: 30s, retries: 0 }
     endpoints: ["127.0.0.1:15006", "[::1]:443"]
@@ -106,6 +109,16 @@ allow:
 - from: ingress
   to: web
 - { from: web, to: db }
+limits:
+- { from: ingress, to: web, rate: 100/s }
+- name: searches
+  from: "*"
+  to: web
+  methods: [POST]
+  paths: [/search/**]
+  rate: 600/m
+  burst: 20
+  per: header:X-User
 ...
 "#,
     )
@@ -137,6 +150,11 @@ allow:
                 open_base: Duration::from_secs(2),
                 ..BreakerSettings::default()
             }),
+            concurrency: Some(ConcurrencySettings {
+                limit: Limit::Adaptive(Adaptive::new(4, 50).unwrap()),
+                queue: QueueSettings { max_waiting: 10, ..QueueSettings::default() },
+                ..ConcurrencySettings::default()
+            }),
             routes: vec![Route {
                 methods: Some(vec!["GET".to_owned()]),
                 paths: Some(vec![PathPattern::parse("/reports/**").unwrap()]),
@@ -158,6 +176,27 @@ allow:
         local_port: Some(15432),
     };
     assert_eq!(mesh.services["db"], db);
+    let per_second = RateLine {
+        name: PolicyName::new("ingress.web").unwrap(),
+        from: LimitedSource::Ingress,
+        to: name("web"),
+        methods: None,
+        paths: None,
+        rate: RateSettings::new(100, Duration::from_secs(1), None).unwrap(),
+        per: None,
+        line: 35,
+    };
+    let searches = RateLine {
+        name: PolicyName::new("searches").unwrap(),
+        from: LimitedSource::Anybody,
+        to: name("web"),
+        methods: Some(vec!["POST".to_owned()]),
+        paths: Some(vec![PathPattern::parse("/search/**").unwrap()]),
+        rate: RateSettings::new(600, Duration::from_secs(60), Some(20)).unwrap(),
+        per: Some(Per::Header(http::HeaderName::from_static("x-user"))),
+        line: 36,
+    };
+    assert_eq!(mesh.limits, [per_second, searches]);
 }
 
 #[test]
@@ -167,6 +206,7 @@ fn what_is_left_out_has_its_default() {
             .unwrap();
         assert_eq!((mesh.signatures, mesh.mode), (Signatures::Required, Mode::Enforce));
         assert_eq!(mesh.allow, []);
+        assert_eq!(mesh.limits, []);
         let service = &mesh.services["a"];
         assert_eq!(
             service.app,
@@ -187,6 +227,27 @@ fn a_word_alone_means_the_defaults() {
     let retries = RetryPolicy::new(RetrySettings { retries: 3, ..RetrySettings::default() }).unwrap();
     assert_eq!(traffic.retries, Some(retries));
     assert_eq!(traffic.breaker, Some(BreakerSettings::default()));
+}
+
+#[test]
+fn a_limit_of_what_is_under_way_is_a_number_or_more() {
+    let read = |concurrency: &str| {
+        let traffic = format!("traffic: {{ concurrency: {concurrency} }}");
+        let text = format!("trust_domain: d\nservices: {{ a: {{ app: {{ port: 80 }}, {traffic} }} }}");
+        parse(&text).unwrap().services["a"].traffic.concurrency.unwrap()
+    };
+    let fixed = |max| Limit::Fixed(std::num::NonZeroU32::new(max).unwrap());
+    let adaptive = |min, max| Limit::Adaptive(Adaptive::new(min, max).unwrap());
+    let defaults = ConcurrencySettings::default();
+    assert_eq!(read("7"), ConcurrencySettings { limit: fixed(7), ..defaults });
+    let none = QueueSettings { max_waiting: 0, ..defaults.queue };
+    assert_eq!(
+        read("{ max: 7, queue: 0 }"),
+        ConcurrencySettings { limit: fixed(7), queue: none, ..defaults }
+    );
+    assert_eq!(read("{ adaptive: true }").limit, adaptive(4, 1000));
+    // A bound below the least that is usual is a bound all the same.
+    assert_eq!(read("{ max: 2, adaptive: true }").limit, adaptive(2, 2));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::breaker::BreakerSettings;
+use crate::concurrency::ConcurrencySettings;
 use crate::path::PathPattern;
 use crate::retry::RetryPolicy;
 
@@ -16,6 +17,8 @@ pub struct Traffic {
     pub retries: Option<RetryPolicy>,
     /// Whether a service that fails is left alone for a while.
     pub breaker: Option<BreakerSettings>,
+    /// How many requests its application has under way at a time; without it, as many as come.
+    pub concurrency: Option<ConcurrencySettings>,
     /// What holds for some requests alone; the first route that fits counts.
     pub routes: Vec<Route>,
 }
@@ -51,7 +54,7 @@ impl Route {
 }
 
 /// Whether a list of methods names one; GET means HEAD too, as in `allow`.
-fn names(methods: &[String], method: &str) -> bool {
+pub(super) fn names(methods: &[String], method: &str) -> bool {
     methods.iter().any(|named| named == method || (named == "GET" && method == "HEAD"))
 }
 

@@ -8,7 +8,7 @@ use crate::identity::ServiceName;
 use crate::path::PathPattern;
 
 /// The word for what comes from outside, as a source.
-const INGRESS: &str = "ingress";
+pub(super) const INGRESS: &str = "ingress";
 
 /// Reads one line; `opened` gathers what the lines open.
 pub(super) fn line(
@@ -55,14 +55,14 @@ pub(super) fn line(
     Ok(Allow { from: from?, to: to?.0.clone(), methods: methods?, paths: paths? })
 }
 
-fn source(spot: &Spot<'_>, declared: &Declared, found: &mut Found) -> Read<Source> {
+pub(super) fn source(spot: &Spot<'_>, declared: &Declared, found: &mut Found) -> Read<Source> {
     match spot.word("write a service's name, or `ingress`", found)? {
         INGRESS => Ok(Source::Ingress),
         word => Ok(Source::Service(declared.find(spot, word, found)?.0.clone())),
     }
 }
 
-fn destination<'d>(
+pub(super) fn destination<'d>(
     spot: &Spot<'_>,
     declared: &'d Declared,
     found: &mut Found,

@@ -1,5 +1,7 @@
 //! What does `traffic` say?
 
+use std::num::NonZeroU32;
+
 use http::{Method, StatusCode};
 
 use super::super::problem::{Found, Read};
@@ -7,11 +9,18 @@ use super::super::read::Spot;
 use super::super::{Route, Timeout, Traffic};
 use super::allow::{method, pattern};
 use crate::breaker::BreakerSettings;
+use crate::concurrency::{Adaptive, ConcurrencySettings, Limit, QueueSettings};
 use crate::retry::{RETRIES_MAX, RetryPolicy, RetrySettings};
+
+/// More requests under way than that no sidecar has: its peers' streams and its clients' connections end before.
+const CONCURRENCY_MAX: u32 = 100_000;
+
+/// Who waits behind so many others waits in vain: a second at the most is what anybody waits.
+const QUEUE_MAX: u32 = 10_000;
 
 /// Reads the section; `tcp` where the service's application speaks no HTTP.
 pub(super) fn traffic(spot: &Spot<'_>, tcp: bool, found: &mut Found) -> Read<Traffic> {
-    let keys = ["timeout", "retries", "breaker", "routes"];
+    let keys = ["timeout", "retries", "breaker", "routes", "concurrency"];
     let fields = spot.fields(&keys, "write it like `traffic: { timeout: 2s, retries: 2 }`", found)?;
     let http = |spot: &Spot<'_>, found: &mut Found| match tcp {
         false => Ok(()),
@@ -34,10 +43,15 @@ pub(super) fn traffic(spot: &Spot<'_>, tcp: bool, found: &mut Found) -> Read<Tra
         let fix = "write routes like `- { paths: [\"/reports/**\"], timeout: 30s }`, or leave `routes` out";
         spot.filled_list(fix, found, route)
     });
+    let concurrency = fields.optional("concurrency", found, |spot, found| {
+        http(&spot, found)?;
+        concurrency(&spot, found)
+    });
     Ok(Traffic {
         timeout: timeout?.unwrap_or_default(),
         retries: retries?,
         breaker: breaker?.flatten(),
+        concurrency: concurrency?,
         routes: routes?.unwrap_or_default(),
     })
 }
@@ -119,6 +133,37 @@ fn breaker(spot: &Spot<'_>, found: &mut Found) -> Read<Option<BreakerSettings>> 
         let (what, fix) = told(&error);
         spot.wrong(what, fix, found)
     })
+}
+
+/// A number alone, or a map.
+fn concurrency(spot: &Spot<'_>, found: &mut Found) -> Read<ConcurrencySettings> {
+    const FIX: &str = "write `concurrency: 100`, or `concurrency: { max: 100, queue: 100, adaptive: true }`";
+    let defaults = ConcurrencySettings::default();
+    let fixed = |max: u32| NonZeroU32::new(max).map(Limit::Fixed);
+    if spot.is_word() {
+        let max = spot.number(1..=CONCURRENCY_MAX, found)?;
+        return Ok(ConcurrencySettings { limit: fixed(max).unwrap_or(defaults.limit), ..defaults });
+    }
+    let fields = spot.fields(&["max", "queue", "adaptive"], FIX, found)?;
+    let max = fields.optional("max", found, |spot, found| spot.number(1..=CONCURRENCY_MAX, found));
+    let queue = fields.optional("queue", found, |spot, found| spot.number(0..=QUEUE_MAX, found));
+    let adaptive = fields.optional("adaptive", found, |spot, found| spot.boolean(found));
+    let (max, queue, adaptive) = (max?, queue?, adaptive?.unwrap_or_default());
+    let limit = match (max, adaptive) {
+        (None, false) => {
+            let fix =
+                "add `max: ` and how many requests the application may have under way, or `adaptive: true`";
+            return Err(fields.lacks("the key `max` is missing", fix, found));
+        }
+        (None, true) => Limit::Adaptive(Adaptive::default()),
+        (Some(max), true) => {
+            let least = Adaptive::default().min().min(max);
+            Limit::Adaptive(Adaptive::new(least, max).unwrap_or_default())
+        }
+        (Some(max), false) => fixed(max).unwrap_or(defaults.limit),
+    };
+    let max_waiting = queue.unwrap_or(defaults.queue.max_waiting);
+    Ok(ConcurrencySettings { limit, queue: QueueSettings { max_waiting, ..defaults.queue }, ..defaults })
 }
 
 /// An error that names its fix behind a colon, in two parts.
