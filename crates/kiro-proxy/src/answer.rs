@@ -51,7 +51,7 @@ fn grpc_status(reject: Reject) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS.clone(), HeaderValue::from(grpc_code(reject.status())));
+    headers.insert(GRPC_STATUS.clone(), HeaderValue::from(grpc_code(reject)));
     headers.insert(GRPC_MESSAGE.clone(), HeaderValue::from_static(reject.code()));
     response
 }
@@ -60,15 +60,17 @@ fn grpc_status(reject: Reject) -> Response<Bytes> {
 pub(crate) fn grpc_broken() -> HeaderMap {
     let lost = Reject::UpstreamReset;
     HeaderMap::from_iter([
-        (GRPC_STATUS.clone(), HeaderValue::from(grpc_code(lost.status()))),
+        (GRPC_STATUS.clone(), HeaderValue::from(grpc_code(lost))),
         (GRPC_MESSAGE.clone(), HeaderValue::from_static(lost.code())),
     ])
 }
 
-/// The code of gRPC for a status of HTTP, by gRPC's own table ("HTTP to gRPC Status Code Mapping"), but for what took too long: there the
-/// table can't know, and we do.
-fn grpc_code(status: StatusCode) -> u16 {
-    match status {
+/// The code of gRPC for a refusal, by gRPC's own table ("HTTP to gRPC Status Code Mapping"), but for what took too long and for who has
+/// had enough: there the table can't know, and we do.
+fn grpc_code(reject: Reject) -> u16 {
+    match reject.status() {
+        // RESOURCE_EXHAUSTED, on which clients back off; UNAVAILABLE would have them ask again at once.
+        _ if reject == Reject::RateLimited => 8,
         StatusCode::BAD_REQUEST => 13,
         StatusCode::UNAUTHORIZED => 16,
         StatusCode::FORBIDDEN => 7,
@@ -95,6 +97,8 @@ mod tests {
             (Reject::AppTimeout, "4"),
             (Reject::PathInvalid, "13"),
             (Reject::HeadersTooLarge, "2"),
+            (Reject::RateLimited, "8"),
+            (Reject::Overloaded, "14"),
         ] {
             let response = refusal(reject, true);
             assert_eq!(response.status(), StatusCode::OK);

@@ -200,23 +200,27 @@ fn frame_h2(headers: &mut HeaderMap, body: &AppBody) {
 /// Sends a request to the application and returns its answer, which holds the connection that it comes on.
 pub(crate) async fn send(
     worker: &Rc<Worker>,
-    outgoing: Outgoing,
+    mut outgoing: Outgoing,
     exchange: &mut Exchange,
     interim: &Interim<'_>,
 ) -> Result<Response<AppAnswer>, Refused> {
+    outgoing.enter(exchange).await?;
     let state = Rc::clone(exchange.state());
     let sending = outgoing.sending(worker, exchange, interim);
-    match state.service.app.protocol {
-        Protocol::H2 | Protocol::Grpc => {
-            let answered = http2::send(worker, sending).await?;
+    let answered = match state.service.app.protocol {
+        Protocol::H2 | Protocol::Grpc => http2::send(worker, sending).await.map(|answered| {
             let http2::Answered { response, slot, upload, .. } = answered;
-            Ok(response.map(|recv| AppAnswer::http2(recv, slot, upload)))
-        }
-        Protocol::Http1 | Protocol::Tcp => {
-            let (response, connection) = http1::send(worker, &state, sending).await?;
-            Ok(response.map(|incoming| AppAnswer::http1(incoming, connection)))
-        }
+            response.map(|recv| AppAnswer::http2(recv, slot, upload))
+        }),
+        Protocol::Http1 | Protocol::Tcp => http1::send(worker, &state, sending)
+            .await
+            .map(|(response, connection)| response.map(|incoming| AppAnswer::http1(incoming, connection))),
+    };
+    match &answered {
+        Ok(response) => exchange.app_answers(response.status(), response.headers()),
+        Err(refused) => exchange.app_failed(refused.reject),
     }
+    answered
 }
 
 /// Refuses an answer like any other that a stream can't carry: where a handshake came by HTTP/2, a 2xx means that the stream is open
@@ -239,6 +243,24 @@ pub(crate) enum Handshake {
 
 /// Sends a WebSocket handshake to the application.
 pub(crate) async fn websocket(
+    worker: &Rc<Worker>,
+    mut outgoing: Outgoing,
+    exchange: &mut Exchange,
+) -> Result<Handshake, Refused> {
+    outgoing.enter(exchange).await?;
+    let mut answered = shake_hands(worker, outgoing, exchange).await;
+    match &mut answered {
+        Ok(Handshake::Open(headers, _)) => {
+            exchange.app_upgraded();
+            exchange.tell_rates(headers);
+        }
+        Ok(Handshake::Answered(response)) => exchange.app_answers(response.status(), response.headers()),
+        Err(refused) => exchange.app_failed(refused.reject),
+    }
+    answered
+}
+
+async fn shake_hands(
     worker: &Rc<Worker>,
     outgoing: Outgoing,
     exchange: &mut Exchange,
@@ -275,6 +297,17 @@ pub(crate) async fn websocket(
 }
 
 impl Outgoing {
+    /// Waits until the application has room for one more request, where it is declared how many it has.
+    async fn enter(&mut self, exchange: &mut Exchange) -> Result<(), Refused> {
+        let Some(limit) = &exchange.state().concurrency else { return Ok(()) };
+        let limit = Arc::clone(limit);
+        // Boxed, so that a request without a limit has no room for it in its task.
+        exchange.entered(Box::pin(limit.enter(exchange.time_left())).await?);
+        // There may be less of it now.
+        exchange.tell_deadline(self.request.headers_mut());
+        Ok(())
+    }
+
     fn sending<'a>(self, worker: &Worker, exchange: &mut Exchange, interim: &'a Interim<'a>) -> Sending<'a> {
         exchange.upstream(address(worker, exchange.state()));
         exchange.attempt();

@@ -69,8 +69,10 @@ impl Failure {
 pub(crate) enum Answer {
     /// It is the caller's, and so is what became of the replica.
     Final(Outcome),
-    /// It is a failure that may be tried again.
-    Failed(retry::Failure),
+    /// It is a failure that may be tried again, with what it says of the replica.
+    Failed(retry::Failure, Outcome),
+    /// The replica has too much to do, and there is no other one. That is the caller's answer.
+    Overloaded,
 }
 
 fn of_status(status: StatusCode) -> Outcome {
@@ -173,20 +175,26 @@ impl<'a> Attempts<'a> {
         };
         match reject::of_peer(headers) {
             // Whoever has too much to do already is not asked again by the same caller.
-            Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => {
-                Answer::Final(Outcome::Failure)
+            Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => Answer::Overloaded,
+            // Its `Retry-After` is about itself; another may have room. To leave it out for its word would only give the others more to do.
+            Some(reject) if reject.is_overload() => {
+                Answer::Failed(retry::Failure::NotProcessed { retry_after: None }, Outcome::Rejected)
             }
             Some(reject) if reject.is_before_the_application() => {
-                Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() })
+                Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() }, Outcome::Failure)
             }
+            // What was refused for its rate is refused again, wherever it goes, and counts each time.
+            Some(Reject::RateLimited) => Answer::Final(Outcome::Rejected),
             // A refusal of gRPC is a 200 to gRPC alone.
-            Some(reject) if policy.is_failure(reject.status()) => {
-                Answer::Failed(retry::Failure::Status { status: reject.status(), retry_after: retry_after() })
-            }
+            Some(reject) if policy.is_failure(reject.status()) => Answer::Failed(
+                retry::Failure::Status { status: reject.status(), retry_after: retry_after() },
+                Outcome::Failure,
+            ),
             Some(reject) => Answer::Final(of_status(reject.status())),
-            None if policy.is_failure(status) => {
-                Answer::Failed(retry::Failure::Status { status, retry_after: retry_after() })
-            }
+            None if policy.is_failure(status) => Answer::Failed(
+                retry::Failure::Status { status, retry_after: retry_after() },
+                Outcome::Failure,
+            ),
             None => Answer::Final(of_status(status)),
         }
     }
@@ -198,6 +206,13 @@ impl<'a> Attempts<'a> {
             .iter()
             .map(|replica| replica.address())
             .any(|one| Some(one) != here && !self.tried.contains(&one))
+    }
+
+    /// The replica has too much to do, and says so to the caller. For the service's breaker that is a failure; the replica does what
+    /// it can.
+    pub(crate) fn overloaded(&mut self, flight: Flight<'_>, now: Instant) {
+        flight.end(now, Outcome::Rejected);
+        self.told(true, now);
     }
 
     /// An answer that is the caller's.

@@ -15,6 +15,9 @@ use kiro_core::identity::ServiceName;
 use kiro_core::retry::{GiveUp, RetryBudget};
 use tokio::sync::{Notify, watch};
 
+use crate::overload::AppLimits;
+use crate::rates::Rates;
+
 /// What is known of a service's name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
@@ -221,7 +224,13 @@ impl EdgeRetries {
 
 /// The edges of one sidecar.
 #[derive(Debug, Default)]
-pub(crate) struct Edges(Mutex<HashMap<ServiceName, Arc<Edge>>>);
+pub(crate) struct Edges {
+    calls: Mutex<HashMap<ServiceName, Arc<Edge>>>,
+    /// What has passed of the requests that may come.
+    pub(crate) rates: Rates,
+    /// How many requests the application has under way.
+    pub(crate) app: AppLimits,
+}
 
 impl Edges {
     /// The edge to a service, as one state of the mesh declares it.
@@ -233,7 +242,7 @@ impl Edges {
         now: Instant,
     ) -> Calls {
         let edge = {
-            let mut edges = lock(&self.0);
+            let mut edges = lock(&self.calls);
             let new = || Arc::new(Edge::new(name.clone(), now));
             Arc::clone(edges.entry(name.clone()).or_insert_with(new))
         };
@@ -244,12 +253,12 @@ impl Edges {
 
     /// Forgets the services that are in the mesh file no more.
     pub(crate) fn keep(&self, is_there: impl Fn(&ServiceName) -> bool) {
-        lock(&self.0).retain(|name, _| is_there(name));
+        lock(&self.calls).retain(|name, _| is_there(name));
     }
 
     /// All that have been called, in the order of their names.
     pub(crate) fn all(&self) -> Vec<Arc<Edge>> {
-        let mut edges: Vec<_> = lock(&self.0).values().cloned().collect();
+        let mut edges: Vec<_> = lock(&self.calls).values().cloned().collect();
         edges.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         edges
     }

@@ -22,6 +22,8 @@ use kiro_telemetry::trace::TraceContext;
 use crate::admission::{Limit, Place};
 use crate::headers;
 use crate::metrics::Finished;
+use crate::overload::Entry;
+use crate::rates::Told;
 use crate::reject::{Refused, Reject};
 use crate::send::Pace;
 use crate::spans;
@@ -143,6 +145,10 @@ pub(crate) struct Exchange {
     deadline: Option<Deadline>,
     /// Whether that is sooner than the mesh file says, by the word of whoever asked.
     hurried: bool,
+    /// What the limits of its edge say of it.
+    rates: Option<Box<Told>>,
+    /// Its place among what the application has under way.
+    entry: Option<Box<Entry>>,
     /// How a tunnel or upgraded stream ended.
     ended: Option<&'static str>,
     /// The protocol, where that is not the version of HTTP that the request came by.
@@ -189,6 +195,8 @@ impl Exchange {
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
             deadline: None,
             hurried: false,
+            rates: None,
+            entry: None,
             ended: None,
             protocol: None,
         }
@@ -285,6 +293,46 @@ impl Exchange {
         if headers.contains_key(&GRPC_TIMEOUT) {
             headers.insert(GRPC_TIMEOUT.clone(), deadline.grpc_timeout(now));
         }
+    }
+
+    /// Notes what the limits of its edge say of it.
+    pub(crate) fn rates(&mut self, told: Told) {
+        self.rates = Some(Box::new(told));
+    }
+
+    /// Adds that to its answer.
+    pub(crate) fn tell_rates(&self, headers: &mut HeaderMap) {
+        if let Some(rates) = &self.rates {
+            rates.tell(headers);
+        }
+    }
+
+    /// Takes a place among what the application has under way.
+    pub(crate) fn entered(&mut self, entry: Box<Entry>) {
+        self.entry = Some(entry);
+    }
+
+    /// The application has begun to answer. Streams give their places back by that, all others when they have ended.
+    pub(crate) fn app_answers(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let stream = self.entry.is_some() && (self.is_call() || headers::is_event_stream(headers));
+        if let Some(entry) = &mut self.entry {
+            entry.answered(status);
+        }
+        if stream {
+            self.entry = None;
+        }
+    }
+
+    /// The application has not answered.
+    pub(crate) fn app_failed(&mut self, reject: Reject) {
+        if let Some(mut entry) = self.entry.take() {
+            entry.failed(reject);
+        }
+    }
+
+    /// It has become a stream of bytes both ways.
+    pub(crate) fn app_upgraded(&mut self) {
+        self.entry = None;
     }
 
     /// How long the request's body may stand still.

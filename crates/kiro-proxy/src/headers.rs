@@ -461,6 +461,13 @@ fn only_caller(headers: &mut HeaderMap, caller: &HeaderValue) {
     headers.insert(fields::CALLER.clone(), caller.clone());
 }
 
+/// Whether an answer is a stream of server-sent events.
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    const TYPE: &[u8] = b"text/event-stream";
+    let value = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    value.and_then(|value| value.get(..TYPE.len())).is_some_and(|start| start.eq_ignore_ascii_case(TYPE))
+}
+
 /// Whether a head is one of gRPC, by its content type, which may name an encoding: `application/grpc+proto`. gRPC-Web is another
 /// protocol.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {

@@ -1,8 +1,8 @@
 //! How does a request from another sidecar reach the application?
 //!
 //! ```text
-//! accept ─► mutual TLS ─► h2 ─► admit ─► authorize ─► verify ─► application
-//!                                400       403         401       502, 504
+//! accept ─► mutual TLS ─► h2 ─► admit ─► authorize ─► verify ─► rates ─► application
+//!                                400       403         401       429      502, 503, 504
 //! ```
 
 use std::cell::RefCell;
@@ -37,6 +37,7 @@ use crate::headers::{self, Kind};
 use crate::interim::Interim;
 use crate::limits;
 use crate::proof::{self, BodyRule, Trusted};
+use crate::rates;
 use crate::reject::{Refused, Reject};
 use crate::send::{Pace, Watcher, break_off, send};
 use crate::spans;
@@ -252,7 +253,9 @@ async fn stream_story(
         }
         Err(refused) => {
             exchange.refused(&refused);
-            refuse(answer::refused(&refused, exchange.is_grpc()), respond, is_head)
+            let mut refusal = answer::refused(&refused, exchange.is_grpc());
+            exchange.tell_rates(refusal.headers_mut());
+            refuse(refusal, respond, is_head)
         }
     };
     if let Err(error) = sent {
@@ -291,6 +294,7 @@ async fn story(
     }
     let permitted = proof::authorize_peer(connection, admitted, exchange)?;
     let trusted = proof::verify(permitted, connection, exchange)?;
+    rates::check(&trusted, exchange)?;
     match (trusted.kind(), exchange.state().service.app.protocol) {
         (Kind::Plain, Protocol::Http1 | Protocol::H2 | Protocol::Grpc) => {
             let outgoing = settle_body(trusted, connection, exchange).await?;
@@ -414,6 +418,7 @@ async fn relay(
     head.version = http::Version::HTTP_2;
     head.extensions.clear();
     exchange.status(head.status);
+    exchange.tell_rates(&mut head.headers);
     let ends = http_body::Body::is_end_stream(&body);
     let grpc = exchange.is_grpc() && headers::is_grpc(&head.headers);
     let mut stream = respond.send_response(Response::from_parts(head, ()), ends)?;

@@ -22,6 +22,7 @@ use crate::exchange::{Direction, Exchange, Progress, Via};
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
 use crate::proof::{self, Trusted};
+use crate::rates;
 use crate::reject::Refused;
 use crate::serve::{self, Front};
 use crate::spans;
@@ -82,14 +83,16 @@ pub(crate) async fn answer(
     let request = Request::from_parts(head, body);
     let answered = Box::pin(story(&worker, &via, tls, request, client, &mut exchange)).await;
     match answered {
-        Ok(Answered::Response(response)) => {
+        Ok(Answered::Response(mut response)) => {
             exchange.status(response.status());
+            exchange.tell_rates(response.headers_mut());
             response.map(|body| AnswerBody::app(body, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
         Err(refused) => {
             exchange.refused(&refused);
             let mut response = answer::refused(&refused, exchange.is_grpc());
+            exchange.tell_rates(response.headers_mut());
             if has_body && turn.is_some() {
                 answer::closes(response.headers_mut());
             }
@@ -132,6 +135,7 @@ async fn story(
     }
     let permitted = proof::authorize_ingress(admitted, exchange)?;
     let trusted = proof::trust_ingress(permitted);
+    rates::check(&trusted, exchange)?;
     match (trusted.kind(), client.upgrade) {
         (Kind::WebSocket, Some(upgrade)) => Box::pin(websocket(worker, trusted, upgrade, exchange)).await,
         _ => {

@@ -21,6 +21,10 @@ pub(crate) const APP_CONNECTIONS: usize = 10_240;
 /// only adds to the load.
 pub(crate) const APP_WAIT: Duration = Duration::from_secs(1);
 
+/// Callers, paths or header values that a line of `limits` with `per` knows at a time, some sixty bytes each. More of them share one
+/// bucket, so that a flood of new ones passes no faster than one does.
+pub(crate) const RATE_KEYS: u32 = kiro_core::rate::MAX_KEYS_DEFAULT;
+
 /// Connections of one worker to other sidecars, of which each carries [`STREAMS_PER_CONNECTION`] requests at a time: far more than a
 /// service has callees.
 pub(crate) const UPSTREAMS: usize = 256;

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::SEC_WEBSOCKET_KEY;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
-use kiro_core::balance::Outcome;
 use kiro_core::identity::Role;
 use kiro_core::mesh::Timeout;
 use kiro_core::{fields, retry};
@@ -246,7 +245,11 @@ pub(crate) async fn deliver(
                             attempts.answered(flight, outcome, Instant::now());
                             return Ok(sent);
                         }
-                        Answer::Failed(reached) => (Ok(sent), reached, Outcome::Failure),
+                        Answer::Overloaded => {
+                            attempts.overloaded(flight, Instant::now());
+                            return Ok(sent);
+                        }
+                        Answer::Failed(reached, outcome) => (Ok(sent), reached, outcome),
                     }
                 }
                 Err(failure) => {

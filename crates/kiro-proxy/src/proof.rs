@@ -71,6 +71,16 @@ impl<B> Trusted<B> {
         self.admitted.head.headers.get(name)
     }
 
+    /// All fields of its head.
+    pub(crate) fn headers(&self) -> &http::HeaderMap {
+        &self.admitted.head.headers
+    }
+
+    /// Its raw path, and whether that can be read in two ways.
+    pub(crate) fn path(&self) -> (&str, bool) {
+        (self.admitted.path(), self.admitted.ambiguous)
+    }
+
     /// What it is allowed for, to be judged again while it is an open stream.
     pub(crate) fn claim(&self, exchange: &Exchange) -> Claim {
         let via = exchange.via();

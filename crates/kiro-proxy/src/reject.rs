@@ -88,6 +88,10 @@ pub enum Reject {
     DeadlineOver,
     /// The service has failed too often to be asked at the moment.
     BreakerOpen,
+    /// The caller has had its share of requests.
+    RateLimited,
+    /// The application has as many requests under way as it may, and too many wait.
+    Overloaded,
 }
 
 impl Reject {
@@ -111,9 +115,12 @@ impl Reject {
             Reject::ServiceUnknown => StatusCode::NOT_FOUND,
             Reject::HostExternal | Reject::Denied(_) => StatusCode::FORBIDDEN,
             Reject::Signature(_) => StatusCode::UNAUTHORIZED,
-            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::NameUnresolved | Reject::BreakerOpen => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Reject::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Reject::EdgeSecretMissing
+            | Reject::QueueFull
+            | Reject::NameUnresolved
+            | Reject::BreakerOpen
+            | Reject::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Reject::UpstreamConnect
             | Reject::UpstreamTls(_)
             | Reject::UpstreamReset
@@ -160,6 +167,8 @@ impl Reject {
             Reject::AppNoUpgrade => "app_no_upgrade",
             Reject::DeadlineOver => "deadline_over",
             Reject::BreakerOpen => "breaker_open",
+            Reject::RateLimited => "rate_limited",
+            Reject::Overloaded => "overloaded",
         }
     }
 
@@ -167,7 +176,9 @@ impl Reject {
     #[must_use]
     pub fn origin(self) -> Origin {
         match self {
-            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::BreakerOpen => Origin::Proxy,
+            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::BreakerOpen | Reject::Overloaded => {
+                Origin::Proxy
+            }
             Reject::NameUnresolved
             | Reject::UpstreamConnect
             | Reject::UpstreamTls(_)
@@ -195,7 +206,8 @@ impl Reject {
             | Reject::HostExternal
             | Reject::Denied(_)
             | Reject::Signature(_)
-            | Reject::DeadlineOver => Origin::Client,
+            | Reject::DeadlineOver
+            | Reject::RateLimited => Origin::Client,
         }
     }
 }
@@ -208,7 +220,7 @@ impl Reject {
 
     /// Whether a sidecar says by it that it has too much to do.
     pub(crate) fn is_overload(self) -> bool {
-        matches!(self, Reject::QueueFull)
+        matches!(self, Reject::QueueFull | Reject::Overloaded)
     }
 }
 
@@ -263,6 +275,8 @@ pub const CODES: &[&str] = &[
     "app_no_upgrade",
     "deadline_over",
     "breaker_open",
+    "rate_limited",
+    "overloaded",
     "tls_no_certificate",
     "tls_unknown_issuer",
     "tls_expired",
@@ -282,7 +296,7 @@ pub const CODES: &[&str] = &[
 /// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
 #[must_use]
 pub fn by_code(code: &str) -> Option<Reject> {
-    const PLAIN: [Reject; 32] = [
+    const PLAIN: [Reject; 34] = [
         Reject::AuthorityInvalid,
         Reject::HostMissing,
         Reject::HostDuplicate,
@@ -315,6 +329,8 @@ pub fn by_code(code: &str) -> Option<Reject> {
         Reject::AppNoUpgrade,
         Reject::DeadlineOver,
         Reject::BreakerOpen,
+        Reject::RateLimited,
+        Reject::Overloaded,
     ];
     if let Some(plain) = PLAIN.into_iter().find(|reject| reject.code() == code) {
         return Some(plain);

@@ -25,6 +25,8 @@ use crate::admission::Listener;
 use crate::edge::{Calls, Edges};
 use crate::exchange::{Direction, Via};
 use crate::metrics::{EdgeMetrics, Metrics, UNKNOWN};
+use crate::overload::AppLimit;
+use crate::rates::Rate;
 
 /// What workers hold: one reference count of their own, so that a request touches no other thread's cache line.
 pub(crate) type Snapshot = Rc<Arc<State>>;
@@ -80,6 +82,10 @@ pub(crate) struct OwnMesh {
     pub(crate) peers: Vec<Peer>,
     /// What the mesh's CA must vouch for.
     pub(crate) trust_domain: TrustDomain,
+    /// How many requests may come.
+    pub(crate) rates: Box<[Rate]>,
+    /// How many the application may have under way.
+    pub(crate) concurrency: Option<Arc<AppLimit>>,
     index: HashMap<ServiceName, usize>,
     ingress: Arc<EdgeMetrics>,
     unknown_caller: Arc<EdgeMetrics>,
@@ -172,6 +178,8 @@ impl State {
             _ => None,
         };
         edges.keep(|name| *name == mesh.me || mesh.index.contains_key(name));
+        edges.rates.keep(&mesh.rates);
+        edges.app.keep(mesh.concurrency.as_ref());
         let app = &mesh.service.app;
         let mutual = app.tls == AppTls::Mutual;
         Ok(Self {
@@ -214,10 +222,13 @@ impl OwnMesh {
     ) -> Result<Self, StateError> {
         let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
         let peers = peers(me, mesh, metrics, edges);
+        let now = Instant::now();
         Ok(Self {
             me: me.clone(),
             me_value: HeaderValue::from_str(me.as_str())
                 .map_err(|error| StateError::Tls(error.to_string()))?,
+            rates: edges.rates.of(mesh.limits.iter(), me, now),
+            concurrency: edges.app.of(service.traffic.concurrency, now),
             service,
             signatures: mesh.signatures,
             policy: Policy::for_service(mesh, me),

@@ -91,6 +91,14 @@ const MEANINGS: &[(&str, &str)] = &[
         "breaker_open",
         "the service has failed too often: it is left alone until `Retry-After`, then tried again",
     ),
+    (
+        "rate_limited",
+        "the caller has had its share: a line of `limits` in the mesh file says how many, the callee's log which line, and `Retry-After` when to ask again",
+    ),
+    (
+        "overloaded",
+        "the callee's application has as many requests under way as its `traffic.concurrency` allows, and too many wait",
+    ),
     ("tls_no_certificate", "a peer showed no certificate"),
     (
         "tls_unknown_issuer",

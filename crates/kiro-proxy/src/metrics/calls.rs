@@ -9,15 +9,21 @@ use kiro_core::breaker::BreakerState;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::catalogue as names;
-use super::collect::Family;
-use crate::edge::Edge;
+use super::collect::{Family, one_gauge};
+use crate::edge::{Edge, Edges};
 
 /// The states of a breaker, in the order of their gauges.
 pub(super) const BREAKER_STATES: [BreakerState; 3] =
     [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
 
 /// Writes them.
-pub(super) fn encode(edges: &[Arc<Edge>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+pub(super) fn encode(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    called(&edges.all(), encoder)?;
+    rates(edges, encoder)?;
+    concurrency(edges, encoder)
+}
+
+fn called(edges: &[Arc<Edge>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let now = Instant::now();
     replicas(edges, now, encoder)?;
     let mut family = Family::begin(encoder, &names::RETRIES)?;
@@ -35,6 +41,38 @@ pub(super) fn encode(edges: &[Arc<Edge>], encoder: &mut DescriptorEncoder<'_>) -
     for edge in edges {
         let Some(age) = edge.age(now) else { continue };
         family.gauge(&[("to", edge.name.as_str())], i64::try_from(age.as_secs()).unwrap_or(i64::MAX))?;
+    }
+    Ok(())
+}
+
+/// What the lines of `limits` have done.
+fn rates(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let rates = edges.rates.all();
+    let mut family = Family::begin(encoder, &names::RATE_LIMITED)?;
+    for (line, bucket) in &rates {
+        family.counter(&[("line", line.as_str())], bucket.limited())?;
+    }
+    let keys = || rates.iter().filter_map(|(line, bucket)| Some((line.as_str(), bucket.keys()?)));
+    let mut family = Family::begin(encoder, &names::RATE_KEYS)?;
+    for (line, (known, _)) in keys() {
+        family.gauge(&[("line", line)], i64::from(known))?;
+    }
+    let mut family = Family::begin(encoder, &names::RATE_KEYS_OVERFLOWED)?;
+    for (line, (_, overflowed)) in keys() {
+        family.counter(&[("line", line)], overflowed)?;
+    }
+    Ok(())
+}
+
+/// What the application has to do, where it is declared how much that may be.
+fn concurrency(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Some(limit) = edges.app.current() else { return Ok(()) };
+    one_gauge(encoder, &names::CONCURRENCY_LIMIT, u64::from(limit.rule.limit()))?;
+    one_gauge(encoder, &names::CONCURRENCY_IN_FLIGHT, u64::from(limit.rule.in_flight()))?;
+    one_gauge(encoder, &names::CONCURRENCY_WAITING, u64::from(limit.rule.waiting()))?;
+    let mut family = Family::begin(encoder, &names::OVERLOADED)?;
+    for (cause, count) in limit.shed() {
+        family.counter(&[("cause", cause)], count)?;
     }
     Ok(())
 }

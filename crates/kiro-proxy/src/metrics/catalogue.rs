@@ -75,6 +75,20 @@ catalogue! {
         "1 for the state that a service's breaker is in; only where one is declared";
     BREAKER_OPENED = Counter "kiro_breaker_opened" ["to"]
         "How often a service's breaker opened";
+    RATE_LIMITED = Counter "kiro_rate_limited" ["line"]
+        "Requests that a line of `limits` refused";
+    RATE_KEYS = Gauge "kiro_rate_limit_keys" ["line"]
+        "Callers, paths or header values that a line of `limits` with `per` knows";
+    RATE_KEYS_OVERFLOWED = Counter "kiro_rate_limit_keys_overflowed" ["line"]
+        "Requests that had to share one bucket, because a line of `limits` knew too many callers, paths or header values";
+    CONCURRENCY_LIMIT = Gauge "kiro_concurrency_limit" []
+        "Requests that the application may have under way at the moment; only where `traffic.concurrency` is declared";
+    CONCURRENCY_IN_FLIGHT = Gauge "kiro_concurrency_in_flight" []
+        "Requests that it has under way, as far as they count for that";
+    CONCURRENCY_WAITING = Gauge "kiro_concurrency_waiting" []
+        "Requests that wait for their place there";
+    OVERLOADED = Counter "kiro_overloaded" ["cause"]
+        "Requests that were refused because the application had enough to do";
     NAME_AGE = Gauge "kiro_name_age_seconds" ["to"]
         "How long ago DNS confirmed where a service is; it grows while DNS gives no answer";
     HANDSHAKES = Counter "kiro_tls_handshakes" ["direction", "outcome"]
@@ -112,6 +126,7 @@ mod tests {
     use crate::abuse::Reason;
     use crate::admission::{Admission, Limit, Listener};
     use crate::edge::RETRY_OUTCOMES;
+    use crate::overload::SHED_REASONS;
 
     use super::super::calls::BREAKER_STATES;
     use super::super::{HANDSHAKE_OUTCOMES, Leg, METHODS, STATUSES};
@@ -151,6 +166,11 @@ mod tests {
                 "of a replica: {}; of a breaker: {}",
                 list(&kiro_core::balance::State::ALL.map(kiro_core::balance::State::as_str)),
                 list(&BREAKER_STATES.map(kiro_core::breaker::BreakerState::word))
+            ),
+            "line" => "the name of a line of `limits` in the mesh file".to_owned(),
+            "cause" => format!(
+                "{}: as many waited as may, it waited for too long, its own time was over while it waited",
+                list(&SHED_REASONS)
             ),
             "reason" => "see below".to_owned(),
             "limit" => "see below".to_owned(),

@@ -65,7 +65,7 @@ fn one_counter(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -
     ConstCounter::new(value).encode(encoder.encode_descriptor(entry.name, entry.help, None, entry.kind)?)
 }
 
-fn one_gauge(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -> fmt::Result {
+pub(super) fn one_gauge(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -> fmt::Result {
     let value = i64::try_from(value).unwrap_or(i64::MAX);
     ConstGauge::new(value).encode(encoder.encode_descriptor(entry.name, entry.help, None, entry.kind)?)
 }
@@ -79,7 +79,7 @@ impl Collector for Everything {
         one_counter(encoder, &names::TRAILERS_DROPPED, self.counts.trailers_dropped.get())?;
         listeners(&self.counts, encoder)?;
         dialled(&self.counts, encoder)?;
-        calls::encode(&self.counts.calls.all(), encoder)?;
+        calls::encode(&self.counts.calls, encoder)?;
         handshakes(&self.counts, encoder)?;
         abuse(&self.counts, encoder)?;
         abuse_by_callee(&self.counts, encoder)?;
