@@ -32,6 +32,7 @@ mod http2;
 mod ingress;
 mod interim;
 mod leaving;
+mod limits;
 mod metrics;
 mod policy;
 mod reload;
