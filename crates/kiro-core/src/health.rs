@@ -4,6 +4,7 @@
 //! not put it back: Kubernetes' `failureThreshold` and `successThreshold`. What checks (HTTP, gRPC, TCP) and when to tell whom is the
 //! caller's.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,18 @@ impl HealthSettings {
         self.timeout
     }
 
+    /// So many successes in a row make it ready again.
+    #[must_use]
+    pub fn successes(&self) -> u32 {
+        self.successes.get()
+    }
+
+    /// So many failures in a row make it unready.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures.get()
+    }
+
     /// How often a ready application is asked.
     #[must_use]
     pub fn interval(&self) -> Duration {
@@ -112,6 +125,9 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Unknown, Self::Ready, Self::Unready];
+
     /// Its name in log, metric and health document.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -134,8 +150,28 @@ pub enum Failure {
     Status(u16),
     /// gRPC's health service says something else than SERVING, by its number.
     NotServing(i32),
+    /// A call of gRPC's health service that ended with this status, which is an error.
+    Grpc(u16),
+    /// The TLS handshake failed, for this reason.
+    Tls(&'static str),
     /// An answer that can't be read.
     Protocol,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Connection => f.write_str("no connection"),
+            Failure::Timeout => f.write_str("no answer in time"),
+            Failure::Status(status) => write!(f, "status {status}"),
+            Failure::NotServing(2) => f.write_str("NOT_SERVING"),
+            Failure::NotServing(3) => f.write_str("SERVICE_UNKNOWN"),
+            Failure::NotServing(number) => write!(f, "not SERVING but {number}"),
+            Failure::Grpc(status) => write!(f, "gRPC status {status}"),
+            Failure::Tls(code) => f.write_str(code),
+            Failure::Protocol => f.write_str("an answer that can't be read"),
+        }
+    }
 }
 
 /// Why a state changed.
@@ -147,6 +183,20 @@ pub enum Reason {
     Failed(u32, Failure),
     /// A request, not a check, could not reach the application: it has ended or is being replaced, and there is nothing to wait for.
     Unreachable,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Succeeded(1) => f.write_str("a check succeeded"),
+            Reason::Succeeded(count) => write!(f, "{count} checks in a row succeeded"),
+            Reason::Failed(1, failure) => write!(f, "a check failed: {failure}"),
+            Reason::Failed(count, failure) => {
+                write!(f, "{count} checks in a row failed, the last one: {failure}")
+            }
+            Reason::Unreachable => f.write_str("a request found nobody who accepts connections"),
+        }
+    }
 }
 
 /// A change of state, for the log and for the peers.

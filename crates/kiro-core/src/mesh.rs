@@ -3,6 +3,7 @@
 //! [`parse`] reads the file into types that can't hold nonsense, or gives all of its problems at once, each with line, path,
 //! value and fix. A [`Mesh`] that exists is consistent: every name in `allow` is a service of it, no two ports of a pod collide.
 
+mod health;
 mod limit;
 mod problem;
 mod read;
@@ -15,6 +16,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+pub use self::health::{HealthCheck, Question};
 pub use self::limit::{LimitedSource, Per, RateLine};
 use self::problem::Found;
 pub use self::problem::{Problem, Problems};
@@ -68,6 +70,8 @@ pub struct Service {
     pub ingress: Option<Ingress>,
     /// How calls to this service are made.
     pub traffic: Traffic,
+    /// How its sidecar checks its application; none: it does not.
+    pub health: Option<HealthCheck>,
     /// Addresses of the service's sidecars where DNS can't serve; empty: the name is resolved.
     pub endpoints: Vec<SocketAddr>,
     /// Who may read the sidecar's metrics.
@@ -166,6 +170,8 @@ pub struct Ingress {
     pub names: Vec<String>,
     /// Whether `forwarded` and `x-forwarded-*` from outside are believed. Not by default: anybody can write them.
     pub trust_forwarded: bool,
+    /// Whether the sidecar itself answers `/healthz` there. Not by default: an application may have one of its own.
+    pub healthz: bool,
 }
 
 /// `metrics:`

@@ -3,6 +3,7 @@
 //! A section is read to its end though a part of it is wrong, and what depends on a wrong part is not told a second time.
 
 mod allow;
+mod health;
 mod limit;
 mod local;
 mod service;

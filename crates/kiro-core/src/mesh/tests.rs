@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::breaker::BreakerSettings;
 use crate::concurrency::{Adaptive, ConcurrencySettings, Limit, QueueSettings};
+use crate::health::HealthSettings;
 use crate::rate::{PolicyName, RateSettings};
 use crate::retry::{RetryPolicy, RetrySettings};
 
@@ -53,8 +54,13 @@ fn the_sample_is_read() {
         dashboard.app,
         App { port: 8001, tls: AppTls::Mutual, protocol: Protocol::Http1, header_case: HeaderCase::Lower }
     );
-    let ingress =
-        Ingress { port: Some(8080), tls_port: Some(8443), names: Vec::new(), trust_forwarded: false };
+    let ingress = Ingress {
+        port: Some(8080),
+        tls_port: Some(8443),
+        names: Vec::new(),
+        trust_forwarded: false,
+        healthz: false,
+    };
     assert_eq!(dashboard.ingress, Some(ingress));
     assert_eq!(dashboard.traffic.timeout, Timeout::After(Duration::from_secs(15)));
     let expected = Traffic { timeout: Timeout::After(Duration::from_secs(2)), ..Traffic::default() };
@@ -91,6 +97,7 @@ services:
       tls_port: 65535
       names: [www.example.com, 'shop.example']
       trust_forwarded: true
+      healthz: true
     traffic:
       timeout: off
       retries: { count: 3, methods: [POST], statuses: [503], per_try: 500ms }
@@ -98,6 +105,7 @@ services:
       concurrency: { max: 50, queue: 10, adaptive: true }
       routes:
       - { methods: [GET], paths: [/reports/**], timeout: 30s, retries: 0 }
+    health: { http: "/healthz?deep=1", interval: 2s, timeout: 500ms, healthy: 1, unhealthy: 4 }
     endpoints: ["127.0.0.1:15006", "[::1]:443"]
     metrics: open
   "db":
@@ -131,6 +139,7 @@ limits:
             tls_port: Some(65535),
             names: vec!["www.example.com".to_owned(), "shop.example".to_owned()],
             trust_forwarded: true,
+            healthz: true,
         }),
         traffic: Traffic {
             timeout: Timeout::Off,
@@ -162,6 +171,13 @@ limits:
                 retries: Some(RetryPolicy::undeclared()),
             }],
         },
+        health: Some(HealthCheck {
+            question: Question::Http("/healthz?deep=1".to_owned()),
+            settings: HealthSettings::default()
+                .with_times(Duration::from_secs(2), Duration::from_millis(500))
+                .and_then(|settings| settings.with_thresholds(1, 4))
+                .unwrap(),
+        }),
         endpoints: vec!["127.0.0.1:15006".parse().unwrap(), "[::1]:443".parse().unwrap()],
         metrics: Metrics::Open,
         local_port: None,
@@ -171,6 +187,7 @@ limits:
         app: App { port: 5432, tls: AppTls::None, protocol: Protocol::Tcp, header_case: HeaderCase::Lower },
         ingress: None,
         traffic: Traffic { timeout: Timeout::After(Duration::from_millis(250)), ..Traffic::default() },
+        health: None,
         endpoints: Vec::new(),
         metrics: Metrics::Closed,
         local_port: Some(15432),
@@ -248,6 +265,31 @@ fn a_limit_of_what_is_under_way_is_a_number_or_more() {
     assert_eq!(read("{ adaptive: true }").limit, adaptive(4, 1000));
     // A bound below the least that is usual is a bound all the same.
     assert_eq!(read("{ max: 2, adaptive: true }").limit, adaptive(2, 2));
+}
+
+#[test]
+fn a_check_asks_one_thing() {
+    let check = |app: &str, health: &str, question: Question| {
+        let mesh = parse(&format!(
+            "trust_domain: d\nservices: {{ a: {{ app: {{ port: 80{app} }}, health: {{ {health} }} }} }}"
+        ));
+        let found =
+            mesh.unwrap_or_else(|problems| panic!("{problems}")).services["a"].health.clone().unwrap();
+        assert_eq!(found.question, question);
+        found.settings
+    };
+    let http = || Question::Http("/ok".to_owned());
+    assert_eq!(check("", "http: /ok", http()), HealthSettings::default());
+    check(", protocol: h2", "http: /ok", http());
+    check(", protocol: grpc", "http: /ok", http());
+    check(", protocol: grpc", "grpc: true", Question::Grpc(String::new()));
+    check(", protocol: h2", "grpc: shop.v1.Orders", Question::Grpc("shop.v1.Orders".to_owned()));
+    for app in ["", ", protocol: h2", ", protocol: grpc", ", protocol: tcp"] {
+        check(app, "tcp: true", Question::Tcp);
+    }
+    // Who wants to know it soon need not write the timeout too.
+    let soon = check("", "http: /ok, interval: 200ms", http());
+    assert_eq!((soon.interval(), soon.timeout()), (Duration::from_millis(200), Duration::from_millis(200)));
 }
 
 #[test]

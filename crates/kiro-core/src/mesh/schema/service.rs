@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::super::problem::{Found, Read};
 use super::super::read::{Fields, Spot};
 use super::super::{App, AppTls, HeaderCase, Ingress, Metrics, Protocol, SIDECAR_PORTS, Service};
+use super::health::health;
 use super::traffic::traffic;
 use super::{DeclaredService, local};
 use crate::authority;
@@ -12,7 +13,7 @@ use crate::authority;
 /// Reads one service.
 pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
     let fix = "write at least `app: { port: 8080 }`, with the port of the application";
-    let keys = ["app", "ingress", "traffic", "endpoints", "metrics", "local_port"];
+    let keys = ["app", "ingress", "traffic", "health", "endpoints", "metrics", "local_port"];
     let fields = match spot.fields(&keys, fix, found) {
         Ok(fields) => fields,
         Err(reported) => {
@@ -35,6 +36,8 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
         ingress(&spot, found)
     });
     let traffic = fields.optional("traffic", found, |spot, found| traffic(&spot, tcp, found));
+    let protocol = app.as_ref().ok().map(|app| app.protocol);
+    let health = fields.optional("health", found, |spot, found| health(&spot, protocol, found));
     let endpoints = fields.optional("endpoints", found, |spot, found| {
         let fix = "write a list like `[\"127.0.0.1:15006\"]`, or leave `endpoints` out to resolve the service's name";
         spot.filled_list(fix, found, endpoint)
@@ -42,9 +45,7 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
     let metrics = fields.optional("metrics", found, |spot, found| {
         spot.one_of(&[("closed", Metrics::Closed), ("open", Metrics::Open)], found)
     });
-    let local_port = fields.optional("local_port", found, |spot, found| {
-        local::port(&spot, app.as_ref().ok().map(|app| app.protocol), found)
-    });
+    let local_port = fields.optional("local_port", found, |spot, found| local::port(&spot, protocol, found));
     let ports = check_ports(&fields, found);
     let found_at = tcp.then(|| local::found_at(&fields)).flatten();
     let ingress_at = fields.get("ingress").map(|spot| spot.at);
@@ -53,6 +54,7 @@ pub(super) fn service(spot: &Spot<'_>, found: &mut Found) -> DeclaredService {
             app: app?,
             ingress: ingress?,
             traffic: traffic?.unwrap_or_default(),
+            health: health?,
             endpoints: endpoints?.unwrap_or_default(),
             metrics: metrics?.unwrap_or_default(),
             local_port: local_port?,
@@ -96,13 +98,14 @@ fn app(spot: Spot<'_>, found: &mut Found) -> Read<App> {
 
 fn ingress(spot: &Spot<'_>, found: &mut Found) -> Read<Ingress> {
     const FIX: &str = "write `port: 8080` for HTTP, `tls_port: 8443` for TLS, or both";
-    let fields = spot.fields(&["port", "tls_port", "names", "trust_forwarded"], FIX, found)?;
+    let fields = spot.fields(&["port", "tls_port", "names", "trust_forwarded", "healthz"], FIX, found)?;
     let port = fields.optional("port", found, |spot, found| spot.port(found));
     let tls_port = fields.optional("tls_port", found, |spot, found| spot.port(found));
     let names = fields.optional("names", found, |spot, found| {
         spot.filled_list("leave `names` out, or name some, like `[www.example.com]`", found, dns_name)
     });
     let trust_forwarded = fields.optional("trust_forwarded", found, |spot, found| spot.boolean(found));
+    let healthz = fields.optional("healthz", found, |spot, found| spot.boolean(found));
     let (port, tls_port) = match (port?, tls_port?) {
         (None, None) => return Err(fields.lacks("the ingress has no port", FIX, found)),
         ports => ports,
@@ -112,6 +115,7 @@ fn ingress(spot: &Spot<'_>, found: &mut Found) -> Read<Ingress> {
         tls_port,
         names: names?.unwrap_or_default(),
         trust_forwarded: trust_forwarded?.unwrap_or_default(),
+        healthz: healthz?.unwrap_or_default(),
     })
 }
 
