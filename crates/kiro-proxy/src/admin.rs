@@ -1,6 +1,6 @@
 //! What can be asked about a sidecar, and by whom?
 //!
-//! Port 15000, on loopback: `/live`, `/ready`, `/metrics`, `/config`; read only, and only for requests whose Host is
+//! Port 15000, on loopback: `/live`, `/ready`, `/metrics`, `/config`, `/mesh/health`; read only, and only for requests whose Host is
 //! `127.0.0.1` or `localhost`, so that a page in somebody's browser can't read it under a name of its own. Port 15020, for
 //! others: `/live` and `/ready`, and `/metrics` where the mesh file says `metrics: open`. Both run on a thread of their own, so
 //! that a look never costs a request.
@@ -26,6 +26,8 @@ use tokio::task::AbortHandle;
 
 use crate::admission::{Limit, Listener};
 use crate::drain::{Phase, PhaseWatch};
+use crate::edge::Edges;
+use crate::health;
 use crate::limits;
 use crate::listen::accept_failed;
 use crate::local::ports;
@@ -37,6 +39,7 @@ use crate::state::State;
 pub(crate) struct View {
     pub(crate) states: watch::Receiver<Arc<State>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) edges: Arc<Edges>,
     pub(crate) phase: PhaseWatch,
     pub(crate) listeners: Arc<Vec<(&'static str, SocketAddr)>>,
     pub(crate) local_ports: watch::Receiver<ports::Table>,
@@ -171,13 +174,15 @@ fn answer(
     }
     let open = || view.states.borrow().service.metrics == MetricsAccess::Open;
     match (path, audience) {
+        // Neither asks how the application is: it may wait for its sidecar to start.
         ("/live", _) => text(StatusCode::OK, "live\n"),
         ("/ready", _) if view.phase.current() == Phase::Serving => text(StatusCode::OK, "ready\n"),
         ("/ready", _) => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         ("/metrics", Audience::Admin) => metrics(view),
         ("/metrics", Audience::Others) if open() => metrics(view),
         ("/config", Audience::Admin) => config(view),
-        (_, Audience::Admin) => text(StatusCode::NOT_FOUND, "/live /ready /metrics /config\n"),
+        ("/mesh/health", Audience::Admin) => mesh_health(view),
+        (_, Audience::Admin) => text(StatusCode::NOT_FOUND, "/live /ready /metrics /config /mesh/health\n"),
         (_, Audience::Others) => text(StatusCode::NOT_FOUND, "/live /ready\n"),
     }
 }
@@ -203,6 +208,13 @@ fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 
 fn metrics(view: &View) -> Response<Full<Bytes>> {
     typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", view.metrics.render())
+}
+
+/// The mesh as this sidecar sees it.
+fn mesh_health(view: &View) -> Response<Full<Bytes>> {
+    let state = Arc::clone(&view.states.borrow());
+    let document = health::document(&state, view.metrics.app_health(), view.phase.current(), &view.edges);
+    typed(StatusCode::OK, "application/json", format!("{document:#}\n"))
 }
 
 /// What the sidecar runs with. Of secrets it says that they are there, never what they are.

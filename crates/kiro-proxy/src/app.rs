@@ -423,6 +423,10 @@ async fn dial(worker: &Worker, state: &State, seat: Seat) -> Result<(TcpStream, 
             Ok((stream, OpenConnection::to_app(&worker.metrics, seat)))
         }
         Ok(Err(error)) => {
+            // Of other errors many are this side's, such as too many open files.
+            if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                worker.health.unreachable();
+            }
             Err(Refused::new(Reject::AppConnect, format!("the application at {address}: {error}")))
         }
         Err(_) => Err(Refused::new(

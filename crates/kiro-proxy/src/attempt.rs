@@ -174,6 +174,12 @@ impl<'a> Attempts<'a> {
             retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
         };
         match reject::of_peer(headers) {
+            // Whose application is unready is not asked again by the same request, and by others only as a trial. When it is worth
+            // asking that replica again is no reason to keep the request from another one.
+            Some(Reject::AppUnready) if self.is_elsewhere(flight) => {
+                Answer::Failed(retry::Failure::NotProcessed { retry_after: None }, Outcome::Failure)
+            }
+            Some(Reject::AppUnready) => Answer::Final(Outcome::Failure),
             // Whoever has too much to do already is not asked again by the same caller.
             Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => Answer::Overloaded,
             // Its `Retry-After` is about itself; another may have room. To leave it out for its word would only give the others more to do.

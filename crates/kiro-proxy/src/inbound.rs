@@ -294,6 +294,7 @@ async fn story(
     }
     let permitted = proof::authorize_peer(connection, admitted, exchange)?;
     let trusted = proof::verify(permitted, connection, exchange)?;
+    worker.health.admit(exchange.state())?;
     rates::check(&trusted, exchange)?;
     match (trusted.kind(), exchange.state().service.app.protocol) {
         (Kind::Plain, Protocol::Http1 | Protocol::H2 | Protocol::Grpc) => {

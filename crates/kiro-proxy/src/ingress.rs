@@ -6,8 +6,8 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::SEC_WEBSOCKET_KEY;
-use http::{HeaderValue, Request, Response, Version};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, SEC_WEBSOCKET_KEY};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -89,6 +89,14 @@ pub(crate) async fn answer(
             response.map(|body| AnswerBody::app(body, exchange, turn))
         }
         Ok(Answered::Stream(stream)) => open(worker, stream, exchange),
+        Ok(Answered::Health(status, word)) => {
+            exchange.status(status);
+            let mut response = healthz(status, word);
+            if has_body && turn.is_some() {
+                answer::closes(response.headers_mut());
+            }
+            response.map(|text| AnswerBody::fixed(text, Some(exchange), turn))
+        }
         Err(refused) => {
             exchange.refused(&refused);
             let mut response = answer::refused(&refused, exchange.is_grpc());
@@ -107,6 +115,8 @@ enum Answered {
     Response(Response<AppAnswer>),
     /// Bytes both ways from here on.
     Stream(Stream),
+    /// The sidecar's own word of how it and its application are.
+    Health(StatusCode, &'static str),
 }
 
 /// An open stream to the application, and the client's connection that becomes its other end.
@@ -130,11 +140,16 @@ async fn story(
     if admitted.kind == Kind::WebSocket {
         exchange.websocket();
     }
+    if is_healthz(&admitted, exchange) {
+        let (status, word) = worker.health.at_ingress(worker.phase.current());
+        return Ok(Answered::Health(status, word));
+    }
     if !exchange.state().service.ingress.as_ref().is_some_and(|ingress| ingress.trust_forwarded) {
         headers::forwarded(&mut admitted.head.headers, via.place.remote.ip(), tls);
     }
     let permitted = proof::authorize_ingress(admitted, exchange)?;
     let trusted = proof::trust_ingress(permitted);
+    worker.health.admit(exchange.state())?;
     rates::check(&trusted, exchange)?;
     match (trusted.kind(), client.upgrade) {
         (Kind::WebSocket, Some(upgrade)) => Box::pin(websocket(worker, trusted, upgrade, exchange)).await,
@@ -143,6 +158,24 @@ async fn story(
             Ok(Answered::Response(app::send(worker, outgoing, exchange, &client.interim).await?))
         }
     }
+}
+
+/// Whether a balancer outside asks how we are, where the mesh file lets it. No line of `allow` is asked: it says no more than a word.
+fn is_healthz(admitted: &headers::Admitted<RequestBody>, exchange: &Exchange) -> bool {
+    let ingress = exchange.state().service.ingress.as_ref();
+    ingress.is_some_and(|ingress| ingress.healthz)
+        && admitted.kind == Kind::Plain
+        && matches!(admitted.head.method, Method::GET | Method::HEAD)
+        && admitted.head.uri.path() == "/healthz"
+}
+
+fn healthz(status: StatusCode, word: &'static str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(word.as_bytes()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 async fn websocket(

@@ -23,6 +23,7 @@ mod frames;
 mod h2_io;
 mod header_size;
 mod headers;
+mod health;
 mod inbound;
 mod ingress;
 mod interim;

@@ -306,5 +306,8 @@ pub(crate) const UNBIND: Duration = Duration::from_secs(1);
 /// How often the mesh file is looked at. Changes hold within a second; notifications do not cross every kind of mount.
 pub(crate) const FILES_EVERY: Duration = Duration::from_millis(300);
 
+/// Bytes of an application's answer to a health check that are read: a status and a word.
+pub(crate) const HEALTH_ANSWER_BYTES: usize = 16 * 1024;
+
 /// Connections that each of the admin listeners serves at a time: people and scrapers, not load.
 pub(crate) const ADMIN_CONNECTIONS: usize = 64;

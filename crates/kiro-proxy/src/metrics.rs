@@ -22,6 +22,7 @@ use prometheus_client::registry::Registry;
 use crate::abuse::Reason;
 use crate::admission::{Admission, Limit, Listener, Seat};
 use crate::exchange::Direction;
+use crate::health::AppHealth;
 use crate::limits;
 use crate::reject::CODES;
 
@@ -170,6 +171,19 @@ impl EdgeMetrics {
         self.reject(code);
     }
 
+    /// How many requests ended with each class of status, of those that some did.
+    pub(crate) fn statuses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let of = |column: usize| {
+            let counts = self.shards().iter().flat_map(|shard| &shard.requests);
+            counts.filter_map(|row| row.get(column)).map(Counter::get).fold(0, u64::wrapping_add)
+        };
+        STATUSES
+            .into_iter()
+            .enumerate()
+            .map(move |(column, status)| (status, of(column)))
+            .filter(|(_, count)| *count > 0)
+    }
+
     fn reject(&self, code: &'static str) {
         let rejects = self.rejects.get_or_init(|| CODES.iter().map(|_| Counter::default()).collect());
         if let Some(position) = CODES.iter().position(|known| *known == code)
@@ -315,6 +329,7 @@ pub(crate) struct Metrics {
 struct Counts {
     admission: Admission,
     calls: Arc<crate::edge::Edges>,
+    app_health: Arc<AppHealth>,
     edges: Edges,
     loads: Box<[Load]>,
     listeners: [Connections; Listener::ALL.len()],
@@ -342,6 +357,7 @@ impl Metrics {
         let counts = Arc::new(Counts {
             admission,
             calls,
+            app_health: Arc::default(),
             edges: Edges::default(),
             loads: (0..workers.max(1)).map(|_| Load::default()).collect(),
             listeners: Default::default(),
@@ -376,6 +392,11 @@ impl Metrics {
             .entry((from.to_owned(), to.to_owned()))
             .or_insert_with(|| Arc::new(EdgeMetrics::new(self.counts.loads.len())));
         Arc::clone(edge)
+    }
+
+    /// What is known of the application.
+    pub(crate) fn app_health(&self) -> &Arc<AppHealth> {
+        &self.counts.app_health
     }
 
     /// What this process admits.

@@ -84,6 +84,8 @@ pub enum Reject {
     AppTimeout,
     /// The application answered a WebSocket handshake as if it were any request.
     AppNoUpgrade,
+    /// The application is not fit for traffic at the moment.
+    AppUnready,
     /// Whoever asked had given up before the request came.
     DeadlineOver,
     /// The service has failed too often to be asked at the moment.
@@ -119,6 +121,7 @@ impl Reject {
             Reject::EdgeSecretMissing
             | Reject::QueueFull
             | Reject::NameUnresolved
+            | Reject::AppUnready
             | Reject::BreakerOpen
             | Reject::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Reject::UpstreamConnect
@@ -165,6 +168,7 @@ impl Reject {
             Reject::AppReset => "app_reset",
             Reject::AppTimeout => "app_timeout",
             Reject::AppNoUpgrade => "app_no_upgrade",
+            Reject::AppUnready => "app_unready",
             Reject::DeadlineOver => "deadline_over",
             Reject::BreakerOpen => "breaker_open",
             Reject::RateLimited => "rate_limited",
@@ -188,7 +192,8 @@ impl Reject {
             | Reject::AppTls(_)
             | Reject::AppReset
             | Reject::AppTimeout
-            | Reject::AppNoUpgrade => Origin::Upstream,
+            | Reject::AppNoUpgrade
+            | Reject::AppUnready => Origin::Upstream,
             Reject::AuthorityInvalid
             | Reject::HostMissing
             | Reject::HostDuplicate
@@ -215,7 +220,7 @@ impl Reject {
 impl Reject {
     /// Whether a sidecar says by it that its application has surely not seen the request.
     pub(crate) fn is_before_the_application(self) -> bool {
-        matches!(self, Reject::AppConnect) || self.is_overload()
+        matches!(self, Reject::AppConnect | Reject::AppUnready) || self.is_overload()
     }
 
     /// Whether a sidecar says by it that it has too much to do.
@@ -273,6 +278,7 @@ pub const CODES: &[&str] = &[
     "app_reset",
     "app_timeout",
     "app_no_upgrade",
+    "app_unready",
     "deadline_over",
     "breaker_open",
     "rate_limited",
@@ -296,7 +302,7 @@ pub const CODES: &[&str] = &[
 /// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
 #[must_use]
 pub fn by_code(code: &str) -> Option<Reject> {
-    const PLAIN: [Reject; 34] = [
+    const PLAIN: [Reject; 35] = [
         Reject::AuthorityInvalid,
         Reject::HostMissing,
         Reject::HostDuplicate,
@@ -327,6 +333,7 @@ pub fn by_code(code: &str) -> Option<Reject> {
         Reject::AppReset,
         Reject::AppTimeout,
         Reject::AppNoUpgrade,
+        Reject::AppUnready,
         Reject::DeadlineOver,
         Reject::BreakerOpen,
         Reject::RateLimited,

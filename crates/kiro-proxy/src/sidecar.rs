@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::settings::{MeshSource, Settings};
 use crate::state::{OwnMesh, State, StateError};
 use crate::worker::{Parts, Worker};
-use crate::{inbound, ingress, limits, outbound};
+use crate::{health, inbound, ingress, limits, outbound};
 
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -169,12 +169,14 @@ impl Sidecar {
             settings: Arc::clone(&settings),
             identity,
             metrics: Arc::clone(&metrics),
-            edges,
+            edges: Arc::clone(&edges),
             states,
             print,
             generation: 1,
         };
         tokio::spawn(follower.follow());
+        let health = Arc::clone(metrics.app_health());
+        tokio::spawn(health::follow(health, Arc::clone(&settings), states_seen.clone(), phase_seen.clone()));
         let parts = Parts {
             settings: Arc::clone(&settings),
             states: states_seen.clone(),
@@ -187,6 +189,7 @@ impl Sidecar {
         let view = View {
             states: states_seen,
             metrics,
+            edges,
             phase: phase_seen,
             listeners: Arc::new(addresses.named()),
             local_ports: local_ports.clone(),

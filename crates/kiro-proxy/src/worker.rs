@@ -21,6 +21,7 @@ use crate::app::App;
 use crate::discover::{Names, Resolver};
 use crate::drain::{Phase, PhaseWatch};
 use crate::exchange::{Direction, Via};
+use crate::health::AppHealth;
 use crate::limits;
 use crate::metrics::{Leg, Metrics};
 use crate::reject::Reject;
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) upstreams: Upstreams,
     /// Connections to the application.
     pub(crate) app: App,
+    /// Whether the application is fit for traffic.
+    pub(crate) health: Arc<AppHealth>,
     /// Addresses of peers.
     pub(crate) names: Names,
     /// Open tunnels and upgraded streams.
@@ -98,6 +101,7 @@ impl Worker {
             peers: Peers::default(),
             upstreams: Upstreams::new(admission.upstreams),
             app: App::new(admission.app_connections),
+            health: Arc::clone(parts.metrics.app_health()),
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
             active: Default::default(),

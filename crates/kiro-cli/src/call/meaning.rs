@@ -84,6 +84,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("app_timeout", "the callee's application did not answer in time"),
     ("app_no_upgrade", "the application answered a WebSocket handshake as if it were any request"),
     (
+        "app_unready",
+        "the application fails its health check (`health` in the mesh file), so its sidecar lets nothing through: see `kiro health` there",
+    ),
+    (
         "deadline_over",
         "the caller had already given up: `x-kiro-deadline` or `grpc-timeout` said that no time was left",
     ),

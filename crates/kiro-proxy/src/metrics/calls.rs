@@ -11,14 +11,16 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::catalogue as names;
 use super::collect::{Family, one_gauge};
 use crate::edge::{Edge, Edges};
+use crate::health::AppHealth;
 
 /// The states of a breaker, in the order of their gauges.
 pub(super) const BREAKER_STATES: [BreakerState; 3] =
     [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open];
 
 /// Writes them.
-pub(super) fn encode(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+pub(super) fn encode(edges: &Edges, app: &AppHealth, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     called(&edges.all(), encoder)?;
+    application(app, encoder)?;
     rates(edges, encoder)?;
     concurrency(edges, encoder)
 }
@@ -73,6 +75,20 @@ fn concurrency(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resul
     let mut family = Family::begin(encoder, &names::OVERLOADED)?;
     for (cause, count) in limit.shed() {
         family.counter(&[("cause", cause)], count)?;
+    }
+    Ok(())
+}
+
+/// How the application does, by its checks.
+fn application(app: &AppHealth, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let now = app.seen().state;
+    let mut family = Family::begin(encoder, &names::APP_HEALTH)?;
+    for state in kiro_core::health::State::ALL {
+        family.gauge(&[("state", state.name())], i64::from(state == now))?;
+    }
+    let mut family = Family::begin(encoder, &names::APP_HEALTH_CHANGES)?;
+    for (state, count) in app.changes() {
+        family.counter(&[("state", state.name())], count)?;
     }
     Ok(())
 }

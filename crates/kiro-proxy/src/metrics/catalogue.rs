@@ -89,6 +89,10 @@ catalogue! {
         "Requests that wait for their place there";
     OVERLOADED = Counter "kiro_overloaded" ["cause"]
         "Requests that were refused because the application had enough to do";
+    APP_HEALTH = Gauge "kiro_app_health" ["state"]
+        "1 for the state of the application by its checks; `unknown` where none are declared";
+    APP_HEALTH_CHANGES = Counter "kiro_app_health_changes" ["state"]
+        "How often the application came into a state";
     NAME_AGE = Gauge "kiro_name_age_seconds" ["to"]
         "How long ago DNS confirmed where a service is; it grows while DNS gives no answer";
     HANDSHAKES = Counter "kiro_tls_handshakes" ["direction", "outcome"]
@@ -163,9 +167,10 @@ mod tests {
                 list(&RETRY_OUTCOMES)
             ),
             "state" => format!(
-                "of a replica: {}; of a breaker: {}",
+                "of a replica: {}; of a breaker: {}; of the application: {}",
                 list(&kiro_core::balance::State::ALL.map(kiro_core::balance::State::as_str)),
-                list(&BREAKER_STATES.map(kiro_core::breaker::BreakerState::word))
+                list(&BREAKER_STATES.map(kiro_core::breaker::BreakerState::word)),
+                list(&kiro_core::health::State::ALL.map(kiro_core::health::State::name))
             ),
             "line" => "the name of a line of `limits` in the mesh file".to_owned(),
             "cause" => format!(

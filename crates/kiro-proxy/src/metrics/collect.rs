@@ -79,7 +79,7 @@ impl Collector for Everything {
         one_counter(encoder, &names::TRAILERS_DROPPED, self.counts.trailers_dropped.get())?;
         listeners(&self.counts, encoder)?;
         dialled(&self.counts, encoder)?;
-        calls::encode(&self.counts.calls, encoder)?;
+        calls::encode(&self.counts.calls, &self.counts.app_health, encoder)?;
         handshakes(&self.counts, encoder)?;
         abuse(&self.counts, encoder)?;
         abuse_by_callee(&self.counts, encoder)?;
