@@ -21,7 +21,7 @@ async fn admin_answers_to_its_own_names_and_changes_nothing() {
         ("Host: localhost\r\nHost: evil.example", 403),
         ("Accept: */*", 403),
     ] {
-        for path in ["/live", "/ready", "/metrics", "/config"] {
+        for path in ["/live", "/ready", "/metrics", "/config", "/mesh/health"] {
             let request = format!("GET {path} HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n");
             let answer = ask(admin, &request).await;
             assert_eq!(answer.status, status, "{request}");

@@ -28,6 +28,7 @@ mod floods;
 mod framing;
 mod grpc;
 mod happy;
+mod health;
 mod http2;
 mod ingress;
 mod interim;

@@ -524,11 +524,7 @@ pub(crate) fn events() -> Logs {
 }
 
 /// Waits until a condition holds.
-pub(crate) async fn eventually<F, R>(what: &str, mut holds: F)
-where
-    F: FnMut() -> R,
-    R: Future<Output = bool>,
-{
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !holds().await {
         assert!(begin.elapsed() < PATIENCE, "never: {what}");
