@@ -1,8 +1,8 @@
 //! The `kiro` command: what a person has at hand, and what stands in the images where there is no shell.
 //!
 //! - In every image: `guard` before applications, `pod` as a namespace's owner, `probe` for health checks.
-//! - In the sidecar's image (feature `sidecar`): `proxy`, the sidecar itself, and `call` and `check` for a person who looks into a
-//!   pod.
+//! - In the sidecar's image (feature `sidecar`): `proxy`, the sidecar itself, and `call`, `check` and `health` for a person who
+//!   looks into a pod.
 //! - On a person's own machine (feature `mesh`): `certs` and `local`, with `call` and `check`. What runs beside a workload is built
 //!   without it, since it must not be able to mint an identity.
 
@@ -15,6 +15,8 @@ mod check;
 #[cfg(feature = "sidecar")]
 mod failure;
 mod guard;
+#[cfg(feature = "sidecar")]
+mod health;
 #[cfg(feature = "mesh")]
 mod local;
 mod output;
@@ -45,6 +47,8 @@ enum Kiro {
     Call(call::Arguments),
     #[cfg(feature = "sidecar")]
     Check(check::Arguments),
+    #[cfg(feature = "sidecar")]
+    Health(health::Arguments),
     #[cfg(feature = "mesh")]
     Certs(certs::CertsArgs),
     #[cfg(feature = "mesh")]
@@ -62,6 +66,8 @@ fn main() -> ExitCode {
         Kiro::Call(arguments) => call::run(&arguments),
         #[cfg(feature = "sidecar")]
         Kiro::Check(arguments) => check::run(&arguments),
+        #[cfg(feature = "sidecar")]
+        Kiro::Health(arguments) => Ok(health::run(&arguments)),
         #[cfg(feature = "mesh")]
         Kiro::Certs(arguments) => certs::run(arguments).map(|()| 0),
         #[cfg(feature = "mesh")]

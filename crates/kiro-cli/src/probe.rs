@@ -43,9 +43,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How much of an answer is read: its status line and a word.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// The same where the answer is all that the sidecar runs with, of a mesh of any size that its file may have.
+/// The same where the answer is all that the sidecar runs with, or all that it knows, of a mesh of any size that its file may have.
 #[cfg(feature = "sidecar")]
-const CONFIG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const DOCUMENT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Asks, and says what came out.
 pub(crate) fn run(arguments: &Arguments) -> u8 {
@@ -78,8 +78,19 @@ pub(crate) fn ask(address: SocketAddr, path: &str) -> Result<String, String> {
 /// What a sidecar runs with.
 #[cfg(feature = "sidecar")]
 pub(crate) fn config(address: SocketAddr) -> Result<serde_json::Value, String> {
-    let text = ask_for(address, "/config", CONFIG_BYTES_MAX)?;
-    serde_json::from_str(&text).map_err(|error| format!("{address}/config can't be read: {error}"))
+    document(address, "/config")
+}
+
+/// The mesh as a sidecar sees it.
+#[cfg(feature = "sidecar")]
+pub(crate) fn mesh_health(address: SocketAddr) -> Result<serde_json::Value, String> {
+    document(address, "/mesh/health")
+}
+
+#[cfg(feature = "sidecar")]
+fn document(address: SocketAddr, path: &str) -> Result<serde_json::Value, String> {
+    let text = ask_for(address, path, DOCUMENT_BYTES_MAX)?;
+    serde_json::from_str(&text).map_err(|error| format!("{address}{path} can't be read: {error}"))
 }
 
 fn ask_for(address: SocketAddr, path: &str, bytes_max: u64) -> Result<String, String> {

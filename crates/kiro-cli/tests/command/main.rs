@@ -14,6 +14,8 @@ mod check;
 #[cfg(feature = "sidecar")]
 mod drain;
 mod guard;
+#[cfg(feature = "sidecar")]
+mod health;
 mod pod;
 mod probe;
 #[cfg(feature = "sidecar")]
