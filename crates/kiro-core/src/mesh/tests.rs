@@ -201,7 +201,7 @@ limits:
         paths: None,
         rate: RateSettings::new(100, Duration::from_secs(1), None).unwrap(),
         per: None,
-        line: 35,
+        line: 37,
     };
     let searches = RateLine {
         name: PolicyName::new("searches").unwrap(),
@@ -211,7 +211,7 @@ limits:
         paths: Some(vec![PathPattern::parse("/search/**").unwrap()]),
         rate: RateSettings::new(600, Duration::from_secs(60), Some(20)).unwrap(),
         per: Some(Per::Header(http::HeaderName::from_static("x-user"))),
-        line: 36,
+        line: 38,
     };
     assert_eq!(mesh.limits, [per_second, searches]);
 }
