@@ -101,6 +101,11 @@ impl Tunnels {
         }
     }
 
+    /// Whether none is open.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+
     /// Cuts what a new state no longer allows.
     pub(crate) fn judge_again(&self, state: &Snapshot) {
         for (claim, cut) in self.open.borrow().values() {

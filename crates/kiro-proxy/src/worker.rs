@@ -309,9 +309,10 @@ impl Worker {
         clean
     }
 
-    /// Gives the connections that are left, the application's own, a moment to end.
+    /// Gives what is left, the application's own connections and open streams, a moment to end, each with its line.
     pub(crate) async fn farewell(&self) {
-        until(tokio::time::Instant::now() + limits::FAREWELL, || self.ending.get() == [0, 0]).await;
+        let over = || self.ending.get() == [0, 0] && self.tunnels.is_empty();
+        until(tokio::time::Instant::now() + limits::FAREWELL, over).await;
     }
 }
 

@@ -27,7 +27,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 
 /// How long a test waits for something that has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Descriptors of a sidecar: many meshes, and their clients and applications, share the process's.
 pub(crate) const DESCRIPTORS: u64 = 4096;
