@@ -3,6 +3,7 @@
 //! [`parse`] reads the file into types that can't hold nonsense, or gives all of its problems at once, each with line, path,
 //! value and fix. A [`Mesh`] that exists is consistent: every name in `allow` is a service of it, no two ports of a pod collide.
 
+mod faults;
 mod health;
 mod limit;
 mod problem;
@@ -16,6 +17,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+pub use self::faults::FaultLine;
 pub use self::health::{HealthCheck, Question};
 pub use self::limit::{LimitedSource, Per, RateLine};
 use self::problem::Found;
@@ -39,6 +41,8 @@ pub struct Mesh {
     pub allow: Vec<Allow>,
     /// How many requests the edges may carry, in the file's order.
     pub limits: Vec<RateLine>,
+    /// What is to go wrong on purpose, in the file's order; the first line that fits a request counts.
+    pub faults: Vec<FaultLine>,
 }
 
 /// `signatures:`

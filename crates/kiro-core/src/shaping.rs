@@ -60,6 +60,12 @@ impl Share {
         self.0
     }
 
+    /// How many in 100.
+    #[must_use]
+    pub fn in_percent(self) -> f64 {
+        f64::from(self.0) / 100.0
+    }
+
     /// Whether a request with this random number is one of them.
     #[must_use]
     pub fn hits(self, random: u64) -> bool {
@@ -196,6 +202,18 @@ impl Fault {
             return Err(ShapingError::NotAnError(status.as_u16()));
         }
         Ok(Self { abort: Some((share, status)), ..self })
+    }
+
+    /// How many requests wait, and how long.
+    #[must_use]
+    pub fn delay(&self) -> Option<(Share, Duration)> {
+        self.delay
+    }
+
+    /// How many requests are answered with an error, and with which.
+    #[must_use]
+    pub fn abort(&self) -> Option<(Share, StatusCode)> {
+        self.abort
     }
 
     /// What is to go wrong with a request.

@@ -15,6 +15,7 @@ use kiro_core::identity::ServiceName;
 use kiro_core::retry::{GiveUp, RetryBudget};
 use tokio::sync::{Notify, watch};
 
+use crate::faults::WORDS as FAULTS;
 use crate::overload::AppLimits;
 use crate::rates::Rates;
 
@@ -40,6 +41,8 @@ pub(crate) struct Edge {
     pub(crate) budget: RetryBudget,
     /// What was tried again, and what was not.
     pub(crate) retries: EdgeRetries,
+    /// What went wrong on purpose.
+    pub(crate) faults: EdgeFaults,
     /// What discovery has found.
     pub(crate) known: watch::Sender<Known>,
     /// Wakes whoever asks for the name.
@@ -65,7 +68,8 @@ impl Edge {
             name,
             replicas: Replicas::new(balance::Settings::default(), now),
             budget: RetryBudget::usual(now),
-            retries: EdgeRetries::default(),
+            retries: Counts::of(&RETRY_OUTCOMES),
+            faults: Counts::of(&FAULTS),
             known: watch::Sender::new(Known::default()),
             again: Arc::new(Notify::new()),
             breaker: Mutex::default(),
@@ -204,21 +208,34 @@ pub(crate) const RETRY_OUTCOMES: [&str; 10] = [
 ];
 
 /// Counts of what became of an edge's attempts that failed.
-#[derive(Debug, Default)]
-pub(crate) struct EdgeRetries([AtomicU64; RETRY_OUTCOMES.len()]);
+pub(crate) type EdgeRetries = Counts<{ RETRY_OUTCOMES.len() }>;
 
-impl EdgeRetries {
+/// Counts of what went wrong on purpose with an edge's requests.
+pub(crate) type EdgeFaults = Counts<{ FAULTS.len() }>;
+
+/// Counts by a few words.
+#[derive(Debug)]
+pub(crate) struct Counts<const N: usize> {
+    words: &'static [&'static str; N],
+    counts: [AtomicU64; N],
+}
+
+impl<const N: usize> Counts<N> {
+    fn of(words: &'static [&'static str; N]) -> Self {
+        Self { words, counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
     /// Counts one.
-    pub(crate) fn count(&self, outcome: &str) {
-        let place = RETRY_OUTCOMES.iter().position(|known| *known == outcome);
-        if let Some(count) = place.and_then(|place| self.0.get(place)) {
+    pub(crate) fn count(&self, word: &str) {
+        let place = self.words.iter().position(|known| *known == word);
+        if let Some(count) = place.and_then(|place| self.counts.get(place)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// All counts, with their words.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        RETRY_OUTCOMES.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
+        self.words.iter().copied().zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 }
 

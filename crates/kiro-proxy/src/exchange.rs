@@ -138,6 +138,8 @@ pub(crate) struct Exchange {
     attempts: u32,
     /// Why the last attempt, which failed, was the last.
     gave_up: Option<&'static str>,
+    /// What went wrong on purpose.
+    fault: Option<&'static str>,
     trace: TraceContext,
     websocket: bool,
     grpc: bool,
@@ -190,6 +192,7 @@ impl Exchange {
             upstream: None,
             attempts: 0,
             gave_up: None,
+            fault: None,
             trace,
             websocket: false,
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
@@ -375,6 +378,11 @@ impl Exchange {
         self.gave_up = Some(reason);
     }
 
+    /// Notes what goes wrong with it because the mesh file asks for it.
+    pub(crate) fn fault(&mut self, word: &'static str) {
+        self.fault = Some(word);
+    }
+
     /// Notes how far the request's body has come, as its mover sees it.
     pub(crate) fn request_body(&mut self, progress: Rc<Progress>) {
         self.request_body = Some(progress);
@@ -488,6 +496,7 @@ impl Exchange {
                 trust_domain: self.state.id.trust_domain.as_str(),
                 upstream: self.upstream,
                 resend_count: self.attempts.saturating_sub(1),
+                fault: self.fault,
             },
         );
     }
@@ -548,6 +557,7 @@ impl Drop for Exchange {
             upstream: self.upstream,
             attempts: self.attempts,
             gave_up: self.gave_up,
+            fault: self.fault,
             trace_id: self.trace.trace_id,
             span_id: self.trace.span_id,
             sampled: self.trace.sampled,

@@ -18,6 +18,7 @@ mod drain;
 mod early;
 mod edge;
 mod exchange;
+mod faults;
 mod flow;
 mod frames;
 mod h2_io;

@@ -28,6 +28,7 @@ use crate::attempt::{Answer, Attempts, Failure, Flight, Next};
 use crate::body::AnswerBody;
 use crate::client::{Client, RequestBody, Upgrade};
 use crate::exchange::{Direction, Exchange, Via};
+use crate::faults;
 use crate::framing::Turn;
 use crate::headers::{self, Kind};
 use crate::interim::{Answering, Interim};
@@ -205,6 +206,9 @@ async fn story(
         return Ok(Answered::HttpTunnel(upgrade));
     }
     let (mut plan, body) = route::plan(admitted, exchange)?;
+    if let Some(injected) = faults::of(&plan, exchange) {
+        faults::inject(injected, &plan, exchange).await?;
+    }
     if interim.is_wanted() && plan.kind == Kind::Plain && !exchange.is_grpc() {
         plan.head.headers.insert(fields::INTERIM.clone(), HeaderValue::from_static("103"));
     }

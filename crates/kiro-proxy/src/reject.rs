@@ -94,6 +94,8 @@ pub enum Reject {
     RateLimited,
     /// The application has as many requests under way as it may, and too many wait.
     Overloaded,
+    /// The mesh file asks for it to go wrong, with this status.
+    FaultInjected(StatusCode),
 }
 
 impl Reject {
@@ -134,6 +136,7 @@ impl Reject {
             Reject::UpstreamTimeout | Reject::AppTimeout | Reject::DeadlineOver => {
                 StatusCode::GATEWAY_TIMEOUT
             }
+            Reject::FaultInjected(status) => status,
         }
     }
 
@@ -173,6 +176,7 @@ impl Reject {
             Reject::BreakerOpen => "breaker_open",
             Reject::RateLimited => "rate_limited",
             Reject::Overloaded => "overloaded",
+            Reject::FaultInjected(_) => "fault_injected",
         }
     }
 
@@ -180,9 +184,11 @@ impl Reject {
     #[must_use]
     pub fn origin(self) -> Origin {
         match self {
-            Reject::EdgeSecretMissing | Reject::QueueFull | Reject::BreakerOpen | Reject::Overloaded => {
-                Origin::Proxy
-            }
+            Reject::EdgeSecretMissing
+            | Reject::QueueFull
+            | Reject::BreakerOpen
+            | Reject::Overloaded
+            | Reject::FaultInjected(_) => Origin::Proxy,
             Reject::NameUnresolved
             | Reject::UpstreamConnect
             | Reject::UpstreamTls(_)
@@ -283,6 +289,7 @@ pub const CODES: &[&str] = &[
     "breaker_open",
     "rate_limited",
     "overloaded",
+    "fault_injected",
     "tls_no_certificate",
     "tls_unknown_issuer",
     "tls_expired",
@@ -302,7 +309,7 @@ pub const CODES: &[&str] = &[
 /// The reason that a code stands for; of those that come with a TLS or signature code, the one towards peers.
 #[must_use]
 pub fn by_code(code: &str) -> Option<Reject> {
-    const PLAIN: [Reject; 35] = [
+    const PLAIN: [Reject; 36] = [
         Reject::AuthorityInvalid,
         Reject::HostMissing,
         Reject::HostDuplicate,
@@ -338,6 +345,7 @@ pub fn by_code(code: &str) -> Option<Reject> {
         Reject::BreakerOpen,
         Reject::RateLimited,
         Reject::Overloaded,
+        Reject::FaultInjected(StatusCode::SERVICE_UNAVAILABLE),
     ];
     if let Some(plain) = PLAIN.into_iter().find(|reject| reject.code() == code) {
         return Some(plain);

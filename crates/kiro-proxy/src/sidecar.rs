@@ -21,6 +21,7 @@ use crate::admission::{Admission, Listener, process_descriptors};
 use crate::discover::Resolver;
 use crate::drain::{Phase, PhaseWatch};
 use crate::edge::Edges;
+use crate::faults;
 use crate::listen::{self, BindError, Bound};
 use crate::local::ports;
 use crate::metrics::Metrics;
@@ -159,6 +160,7 @@ impl Sidecar {
         let first = Arc::clone(&identity.borrow());
         note_expiry(&metrics, &first);
         let state = State::build(1, mesh, first, &metrics, &edges)?;
+        faults::tell(&state);
         let listeners = Listeners::bind(&settings, &state)?;
         let addresses = listeners.addresses.clone();
         let (states, states_seen) = watch::channel(Arc::new(state));
@@ -470,8 +472,13 @@ impl Follower {
             tracing::warn!(target: "kiro::reload", service = %self.settings.service, "ingress ports have changed: they are bound at the next start");
         }
         self.generation += 1;
-        self.states.send_replace(Arc::new(state));
+        let changed = !Arc::ptr_eq(&before.mesh(), &state.mesh());
+        let state = Arc::new(state);
+        self.states.send_replace(Arc::clone(&state));
         tracing::info!(target: "kiro::reload", service = %self.settings.service, what, generation = self.generation, "state has changed");
+        if changed {
+            faults::tell(&state);
+        }
     }
 }
 

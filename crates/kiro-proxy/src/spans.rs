@@ -30,6 +30,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) trust_domain: &'a str,
     pub(crate) upstream: Option<SocketAddr>,
     pub(crate) resend_count: u32,
+    /// What went wrong on purpose.
+    pub(crate) fault: Option<&'static str>,
 }
 
 /// The context of a request from the application or from a peer, whose word on sampling counts.
@@ -97,6 +99,9 @@ pub(crate) fn record(tracing: &Tracing, hop: &Hop<'_>) {
     }
     if let Some(reject) = hop.reject {
         attributes.push(KeyValue::new("kiro.reject", reject));
+    }
+    if let Some(fault) = hop.fault {
+        attributes.push(KeyValue::new("kiro.fault", fault));
     }
     let kind = if hop.direction == Direction::Outbound { SpanKind::Client } else { SpanKind::Server };
     // 4xx is the client's error alone: unset on a SERVER span, Error on a CLIENT span.

@@ -17,7 +17,7 @@ use std::time::Instant;
 use http::HeaderValue;
 use http::uri::Authority;
 use kiro_core::identity::{ServiceName, SpiffeId, TrustDomain};
-use kiro_core::mesh::{AppTls, Mesh, Protocol, Service, Signatures, Traffic};
+use kiro_core::mesh::{AppTls, FaultLine, Mesh, Protocol, Service, Signatures, Traffic};
 use kiro_core::policy::Policy;
 use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
 
@@ -48,6 +48,8 @@ pub(crate) struct Peer {
     pub(crate) local_port: Option<u16>,
     /// How calls to it are made.
     pub(crate) traffic: Traffic,
+    /// What goes wrong with calls to it on purpose.
+    pub(crate) faults: Option<Box<[FaultLine]>>,
     /// Counts of the edge to it.
     pub(crate) metrics: Arc<EdgeMetrics>,
     /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
@@ -278,6 +280,13 @@ impl OwnMesh {
     }
 }
 
+/// The lines about the calls of one service to another; nothing where there is none, which is nearly everywhere.
+fn faults(me: &ServiceName, to: &ServiceName, mesh: &Mesh) -> Option<Box<[FaultLine]>> {
+    let lines = mesh.faults.iter().filter(|line| line.to == *to && line.is_about(me)).cloned();
+    let lines: Box<[FaultLine]> = lines.collect();
+    (!lines.is_empty()).then_some(lines)
+}
+
 fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -> Vec<Peer> {
     let local_ports = mesh.local_ports(me);
     mesh.services
@@ -293,6 +302,7 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -
                 protocol: service.app.protocol,
                 local_port: local_ports.get(name).copied(),
                 traffic: service.traffic.clone(),
+                faults: faults(me, name, mesh),
                 metrics: metrics.edge(me.as_str(), name.as_str()),
                 calls: OnceLock::new(),
                 edges: Arc::clone(edges),

@@ -169,6 +169,7 @@ impl Worker {
             upstream: None,
             attempts: 0,
             gave_up: None,
+            fault: None,
             trace_id: 0,
             span_id: 0,
             sampled: false,

@@ -103,6 +103,7 @@ fn record() -> AccessRecord<'static> {
         upstream: Some(([127, 0, 0, 1], 8002).into()),
         attempts: 1,
         gave_up: None,
+        fault: None,
         trace_id: 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
         span_id: 0x0123_4567_89ab_cdef,
         sampled: true,

@@ -63,6 +63,8 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     /// Why there was no other attempt, where the last one failed.
     pub gave_up: Option<&'a str>,
+    /// What went wrong on purpose, by the mesh file's `faults`: `delay`, `abort` or `delay+abort`.
+    pub fault: Option<&'a str>,
     /// The trace.
     pub trace_id: u128,
     /// The span of this hop.
@@ -129,6 +131,9 @@ impl AccessRecord<'_> {
         integer(out, br#","attempts":"#, u64::from(self.attempts));
         if let Some(reason) = self.gave_up {
             optional(out, br#","gave_up":""#, reason);
+        }
+        if let Some(fault) = self.fault {
+            optional(out, br#","fault":""#, fault);
         }
         out.extend_from_slice(br#","trace_id":""#);
         write_trace_id(out, self.trace_id);
@@ -211,6 +216,9 @@ impl AccessRecord<'_> {
         }
         if let Some(reason) = self.gave_up {
             pair(out, " gave_up=", reason);
+        }
+        if let Some(fault) = self.fault {
+            pair(out, " fault=", fault);
         }
         out.extend_from_slice(b" trace=");
         write_trace_id(out, self.trace_id);
@@ -313,6 +321,7 @@ mod tests {
             upstream: Some(([127, 0, 0, 1], 8002).into()),
             attempts: 1,
             gave_up: None,
+            fault: None,
             trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span_id: 0x00f0_67aa_0ba9_02b7,
             sampled: true,
@@ -395,12 +404,13 @@ mod tests {
             policy: hostile,
             policy_denial: Some(hostile),
             ended: Some(hostile),
+            fault: Some(hostile),
             ..record()
         };
         let json = line(&every_string_hostile);
         let value: Value = serde_json::from_str(&json).unwrap();
         let strings = value.as_object().unwrap().values().filter(|value| **value == json!(hostile));
-        assert_eq!(strings.count(), 15);
+        assert_eq!(strings.count(), 16);
         let mut pretty = Vec::new();
         every_string_hostile.write_pretty(false, &mut pretty);
         for line in [json, String::from_utf8(pretty).unwrap()] {

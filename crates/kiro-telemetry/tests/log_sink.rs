@@ -249,6 +249,7 @@ fn access_record() -> AccessRecord<'static> {
         upstream: None,
         attempts: 1,
         gave_up: None,
+        fault: None,
         trace_id: 1,
         span_id: 1,
         sampled: true,

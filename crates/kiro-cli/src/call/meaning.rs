@@ -103,6 +103,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "overloaded",
         "the callee's application has as many requests under way as its `traffic.concurrency` allows, and too many wait",
     ),
+    (
+        "fault_injected",
+        "nothing is broken: the mesh file's `faults` ask for it, with this status or the one that stands there",
+    ),
     ("tls_no_certificate", "a peer showed no certificate"),
     (
         "tls_unknown_issuer",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::problem::{Found, Path, Place, Read, Reported};
 use super::tree::{Entry, Node, Value};
+use crate::shaping::Share;
 
 /// Longer waits are what `off` is for.
 const DURATION_MAX: Duration = Duration::from_hours(1);
@@ -211,6 +212,25 @@ impl<'n> Spot<'n> {
         let number = text.strip_suffix('%').and_then(digits).and_then(|number| u8::try_from(number).ok());
         let share = number.filter(|share| (1..=100).contains(share));
         share.ok_or_else(|| self.wrong("not a share from 1% to 100%", FIX, found))
+    }
+
+    /// A share of all requests, as a number in percent: to the hundredth, and never none.
+    pub(super) fn share(&self, found: &mut Found) -> Read<Share> {
+        const FIX: &str = "write a number from 0.01 to 100, like `5`";
+        let text = self.plain("a percentage", FIX, found)?;
+        let (whole, hundredths) = match text.split_once('.') {
+            None => (text, Some(0)),
+            Some((whole, tenths @ ("1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9"))) => {
+                (whole, digits(tenths).map(|tenths| tenths * 10))
+            }
+            Some((whole, part)) => (whole, digits(part.trim_start_matches('0')).filter(|_| part.len() == 2)),
+        };
+        let parts = digits(whole)
+            .filter(|whole| *whole <= 100)
+            .and_then(|whole| Some(whole * 100 + hundredths?))
+            .filter(|parts| *parts > 0);
+        let share = parts.and_then(|parts| Share::new(parts).ok());
+        share.ok_or_else(|| self.wrong("not a percentage from 0.01 to 100", FIX, found))
     }
 
     /// A port.

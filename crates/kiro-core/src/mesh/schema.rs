@@ -3,6 +3,7 @@
 //! A section is read to its end though a part of it is wrong, and what depends on a wrong part is not told a second time.
 
 mod allow;
+mod faults;
 mod health;
 mod limit;
 mod local;
@@ -74,7 +75,7 @@ impl Declared {
 /// Reads the whole file.
 pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let root = Spot::root(root);
-    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits"];
+    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits", "faults"];
     let fields = root.fields(&keys, "start with `trust_domain: kiro.mesh` and a map `services:`", found)?;
     let fix = "add `trust_domain: kiro.mesh`, or a name that no other mesh of yours has";
     let trust_domain = fields.required("trust_domain", fix, found, trust_domain);
@@ -98,6 +99,10 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         let fix = "write lines like `- { from: dashboard, to: profile, rate: 100/s }`, or leave `limits` out";
         spot.list(fix, found, |line, found| limit::line(&line, &declared, &mut names, found))
     });
+    let faults = fields.optional("faults", found, |spot, found| {
+        let fix = "write lines like `- { from: dashboard, to: profile, abort: 503, abort_percent: 1 }`, or leave `faults` out";
+        spot.filled_list(fix, found, |line, found| faults::line(&line, &declared, found))
+    });
     check_ingresses(&declared, &opened.ingresses, &fields, found);
     local::check(&declared, &opened.tcp, found);
     Ok(Mesh {
@@ -107,6 +112,7 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         services: declared.into_services()?,
         allow: allow?.unwrap_or_default(),
         limits: limits?.unwrap_or_default(),
+        faults: faults?.unwrap_or_default(),
     })
 }
 

@@ -556,3 +556,55 @@ fn the_tree_of_a_file_keeps_no_spare_room() {
         "allow:\n  - { from: a, to: b, methods: [GET], paths: [\"/a/*\"] }\n  - { from: ingress, to: a }\n";
     check(&tree::read(text, &mut Found::default()).unwrap());
 }
+
+#[test]
+fn faults_are_read() {
+    use http::StatusCode;
+
+    use crate::shaping::{Fault, Share};
+
+    let faults = "\
+faults:
+- { from: dashboard, to: profile, methods: [GET], paths: [/a/*], delay: 100ms, delay_percent: 0.25 }
+- { from: '*', to: auth, abort: 429, abort_percent: 100, delay: 60s, delay_percent: 2.5 }
+";
+    let mesh = parse(&format!("{SAMPLE}{faults}")).unwrap_or_else(|problems| panic!("{problems}"));
+    let share = |parts| Share::new(parts).unwrap();
+    let delayed = |parts, ms| Fault::default().with_delay(share(parts), Duration::from_millis(ms)).unwrap();
+    let expected = [
+        FaultLine {
+            from: Some(name("dashboard")),
+            to: name("profile"),
+            methods: Some(vec!["GET".to_owned()]),
+            paths: Some(vec![PathPattern::parse("/a/*").unwrap()]),
+            fault: delayed(25, 100),
+        },
+        FaultLine {
+            from: None,
+            to: name("auth"),
+            methods: None,
+            paths: None,
+            fault: delayed(250, 60_000).with_abort(share(10_000), StatusCode::TOO_MANY_REQUESTS).unwrap(),
+        },
+    ];
+    assert_eq!(mesh.faults, expected);
+    assert_eq!(parse(SAMPLE).unwrap().faults, []);
+}
+
+/// Checks what is said of a line below `key`, beside a service `db` that speaks no HTTP.
+#[track_caller]
+fn check_beside_tcp(key: &str, line: &str, expected: &str) {
+    let db = "services:\n  db: { app: { port: 5432, protocol: tcp } }";
+    let text = SAMPLE.trim_start().replace("services:", db);
+    check(&format!("{text}{key}:\n- {line}\n"), expected);
+}
+
+#[test]
+fn what_is_for_requests_alone_is_refused_for_tcp_services() {
+    check_beside_tcp(
+        "faults",
+        "{ from: '*', to: db, abort: 503, abort_percent: 1 }",
+        "line 19, column 20: faults[0].to: `db`: `db` is `protocol: tcp`, where nobody sees requests
+  fix: name a service whose application speaks HTTP, or take the line out",
+    );
+}

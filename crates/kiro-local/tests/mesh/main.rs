@@ -10,6 +10,7 @@
 
 mod client;
 mod fake;
+mod faults;
 mod h2_ends;
 mod h2_frames;
 mod hostile;

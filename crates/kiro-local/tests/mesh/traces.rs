@@ -15,7 +15,7 @@ use crate::support::{Spec, World, eventually};
 
 /// Where the sidecars' spans go.
 #[derive(Debug, Clone, Default)]
-struct Kept(Arc<Mutex<Vec<SpanData>>>);
+pub(crate) struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Kept {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
@@ -30,7 +30,7 @@ fn tracing(kept: &Kept, sampler: Sampler) -> Tracing {
 }
 
 /// A mesh whose spans are kept.
-async fn traced(spec: Spec, sampler: Sampler) -> (World, Kept) {
+pub(crate) async fn traced(spec: Spec, sampler: Sampler) -> (World, Kept) {
     let kept = Kept::default();
     let world = World::start_with(spec, tracing(&kept, sampler)).await;
     (world, kept)
@@ -38,7 +38,7 @@ async fn traced(spec: Spec, sampler: Sampler) -> (World, Kept) {
 
 impl Kept {
     /// Waits for this many spans of a trace and takes them, callers first.
-    async fn trace(&self, id: &str, count: usize) -> Vec<SpanData> {
+    pub(crate) async fn trace(&self, id: &str, count: usize) -> Vec<SpanData> {
         let of_it = |span: &SpanData| span.span_context.trace_id().to_string() == id;
         eventually("spans", || async {
             self.0.lock().unwrap().iter().filter(|span| of_it(span)).count() >= count
@@ -60,7 +60,7 @@ fn parent(span: &SpanData) -> String {
 }
 
 /// An attribute as text.
-fn attribute(span: &SpanData, name: &str) -> Option<String> {
+pub(crate) fn attribute(span: &SpanData, name: &str) -> Option<String> {
     span.attributes.iter().find(|KeyValue { key, .. }| key.as_str() == name).map(|kv| kv.value.to_string())
 }
 

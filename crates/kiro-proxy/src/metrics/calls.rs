@@ -34,6 +34,12 @@ fn called(edges: &[Arc<Edge>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
             family.counter(&[("to", edge.name.as_str()), ("outcome", outcome)], count)?;
         }
     }
+    let mut family = Family::begin(encoder, &names::FAULTS)?;
+    for edge in edges {
+        for (fault, count) in edge.faults.counts().filter(|(_, count)| *count > 0) {
+            family.counter(&[("to", edge.name.as_str()), ("fault", fault)], count)?;
+        }
+    }
     let mut family = Family::begin(encoder, &names::RETRY_BUDGET)?;
     for edge in edges {
         family.gauge(&[("to", edge.name.as_str())], i64::from(edge.budget.left(now)))?;

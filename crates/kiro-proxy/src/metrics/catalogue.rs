@@ -69,6 +69,8 @@ catalogue! {
         "How often a replica that is there now was left out, for failures or since it could not be reached";
     RETRIES = Counter "kiro_retries" ["to", "outcome"]
         "Attempts that failed, by whether they were made again, or why not";
+    FAULTS = Counter "kiro_faults" ["to", "fault"]
+        "Requests with which something went wrong because the mesh file's `faults` ask for it";
     RETRY_BUDGET = Gauge "kiro_retry_budget" ["to"]
         "Retries that a service may cost at the moment";
     BREAKER = Gauge "kiro_breaker" ["to", "state"]
@@ -178,6 +180,7 @@ mod tests {
                 list(&SHED_REASONS)
             ),
             "reason" => "see below".to_owned(),
+            "fault" => list(&crate::faults::WORDS),
             "limit" => "see below".to_owned(),
             other => panic!("label {other} is not documented"),
         }

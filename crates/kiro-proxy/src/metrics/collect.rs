@@ -331,6 +331,7 @@ mod tests {
             Instant::now(),
         );
         calls.edge.retries.count("retried");
+        calls.edge.faults.count("abort");
         calls.edge.known.send_modify(|known| known.confirmed = Some(Instant::now()));
         metrics.limit_hit(Limit::StreamWaiters);
         metrics.in_flight(0, Direction::Inbound, 2);
