@@ -9,6 +9,7 @@ mod limit;
 mod problem;
 mod read;
 mod schema;
+mod splits;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -22,6 +23,7 @@ pub use self::health::{HealthCheck, Question};
 pub use self::limit::{LimitedSource, Per, RateLine};
 use self::problem::Found;
 pub use self::problem::{Problem, Problems};
+pub use self::splits::SplitLine;
 pub use self::traffic::{Route, Terms, Timeout, Traffic};
 use crate::identity::{ServiceName, TrustDomain};
 use crate::path::PathPattern;
@@ -43,6 +45,8 @@ pub struct Mesh {
     pub limits: Vec<RateLine>,
     /// What is to go wrong on purpose, in the file's order; the first line that fits a request counts.
     pub faults: Vec<FaultLine>,
+    /// Names behind which there are versions, each once.
+    pub splits: Vec<SplitLine>,
 }
 
 /// `signatures:`

@@ -105,6 +105,13 @@ impl<T> Split<T> {
         Ok(Self { versions })
     }
 
+    /// The same with what stands for each version elsewhere; nothing if one of them has nothing there.
+    #[must_use]
+    pub fn map<U>(&self, mut to: impl FnMut(&T) -> Option<U>) -> Option<Split<U>> {
+        let versions = self.versions.iter().map(|(up_to, version)| Some((*up_to, to(version)?)));
+        Some(Split { versions: versions.collect::<Option<_>>()? })
+    }
+
     /// The version for a number: a random one, or a hash of what is to stay with its version (a sticky key). Each version has a
     /// stretch of all numbers, in the order in which they were given, so that of two versions nobody moves but who has to when a
     /// weight changes.
@@ -113,6 +120,19 @@ impl<T> Split<T> {
         let point = below(100, number);
         self.versions.iter().find(|(up_to, _)| point < *up_to).map(|(_, version)| version)
     }
+}
+
+/// The number by which a key stays with its version, the same at each sidecar: FNV-1a, spread by SplitMix64's last steps since
+/// a version's stretch is a matter of the highest bits. The name that is split goes in, so that two splits don't choose alike.
+#[must_use]
+pub fn sticky_number(split: &str, key: &[u8]) -> u64 {
+    let bytes = split.bytes().chain([0]).chain(key.iter().copied());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
 }
 
 /// What a header's value is asked for.
@@ -264,6 +284,26 @@ mod tests {
             assert!(versions.is_sorted(), "{key}: {versions:?}");
             assert_eq!((versions[0], versions[100]), (1, 2));
         }
+    }
+
+    #[test]
+    fn keys_stay_where_they_are_and_are_spread_by_weight() {
+        let split = Split::new([(90, 1), (10, 2)]).unwrap();
+        let of = |name, key: u32| *split.choose(sticky_number(name, key.to_string().as_bytes())).unwrap();
+        let second = (0..10_000).filter(|key| of("profile", *key) == 2).count();
+        assert!((850..1_150).contains(&second), "{second}");
+        let both = (0..10_000).filter(|key| of("profile", *key) == 2 && of("auth", *key) == 2).count();
+        assert!(both < 200, "two splits choose alike: {both}");
+        // Whatever changes here moves users between versions while sidecars are updated.
+        assert_eq!(sticky_number("profile", b"alice"), 13_472_334_317_265_868_979);
+    }
+
+    #[test]
+    fn versions_are_known_by_other_things_elsewhere() {
+        let split = Split::new([(90, "v1"), (10, "v2")]).unwrap();
+        let places = split.map(|name| Some(name.len() + usize::from(*name == "v2"))).unwrap();
+        assert_eq!((places.choose(0), places.choose(u64::MAX)), (Some(&2), Some(&3)));
+        assert_eq!(split.map(|name| (*name == "v1").then_some(())), None);
     }
 
     #[test]

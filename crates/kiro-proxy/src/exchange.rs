@@ -140,6 +140,8 @@ pub(crate) struct Exchange {
     gave_up: Option<&'static str>,
     /// What went wrong on purpose.
     fault: Option<&'static str>,
+    /// The place of the service that was asked for, of which a version is called.
+    split: Option<usize>,
     trace: TraceContext,
     websocket: bool,
     grpc: bool,
@@ -193,6 +195,7 @@ impl Exchange {
             attempts: 0,
             gave_up: None,
             fault: None,
+            split: None,
             trace,
             websocket: false,
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
@@ -383,6 +386,15 @@ impl Exchange {
         self.fault = Some(word);
     }
 
+    /// Notes the service that was asked for, where the mesh file says which version of it is called.
+    pub(crate) fn split(&mut self, of: usize) {
+        self.split = Some(of);
+    }
+
+    fn split_name(&self) -> Option<&str> {
+        self.split.and_then(|of| self.state.peer(of)).map(|peer| peer.name.as_str())
+    }
+
     /// Notes how far the request's body has come, as its mover sees it.
     pub(crate) fn request_body(&mut self, progress: Rc<Progress>) {
         self.request_body = Some(progress);
@@ -497,6 +509,7 @@ impl Exchange {
                 upstream: self.upstream,
                 resend_count: self.attempts.saturating_sub(1),
                 fault: self.fault,
+                split: self.split_name(),
             },
         );
     }
@@ -558,6 +571,7 @@ impl Drop for Exchange {
             attempts: self.attempts,
             gave_up: self.gave_up,
             fault: self.fault,
+            split: self.split_name(),
             trace_id: self.trace.trace_id,
             span_id: self.trace.span_id,
             sampled: self.trace.sampled,

@@ -52,6 +52,7 @@ mod trailers;
 mod trial;
 mod tunnel;
 mod upstream;
+mod versions;
 mod websocket;
 mod worker;
 

@@ -3,9 +3,9 @@
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
-use kiro_core::authority;
 use kiro_core::mesh::Protocol;
 use kiro_core::policy::Verdict;
+use kiro_core::{authority, fields};
 
 use crate::exchange::{Callee, Direction, Exchange};
 use crate::headers::{self, Admitted, Kind};
@@ -29,7 +29,15 @@ pub(crate) struct Plan {
 
 /// Finds the service that a request names and asks the policy.
 pub(crate) fn plan<B>(admitted: Admitted<B>, exchange: &mut Exchange) -> Result<(Plan, B), Refused> {
-    let (index, protocol) = find(&admitted, exchange)?;
+    let (named, protocol) = find(&admitted, exchange)?;
+    let index = match exchange.state().peer(named).and_then(|peer| peer.versions.as_deref()) {
+        None => named,
+        Some(versions) => {
+            let version = versions.choose(&admitted.head.headers, fastrand::u64(..)).unwrap_or(named);
+            exchange.split(named);
+            version
+        }
+    };
     let name = match exchange.state().peer(index) {
         Some(peer) => peer.name.clone(),
         None => return Err(Reject::ServiceUnknown.into()),
@@ -50,6 +58,10 @@ pub(crate) fn plan<B>(admitted: Admitted<B>, exchange: &mut Exchange) -> Result<
     let peer = state.peer(index).ok_or(Reject::ServiceUnknown)?;
     exchange.take_deadline(&mut head, &peer.traffic)?;
     headers::for_peer(&mut head, &name, kind)?;
+    if index != named {
+        // A version's sidecar takes no other service's name for its own, and its application sees its own name as Host.
+        head.headers.remove(&fields::HOST);
+    }
     Ok((Plan { peer: index, kind, claim, head }, body))
 }
 

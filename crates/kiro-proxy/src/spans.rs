@@ -32,6 +32,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) resend_count: u32,
     /// What went wrong on purpose.
     pub(crate) fault: Option<&'static str>,
+    /// The name that was asked for, where a version of it was called.
+    pub(crate) split: Option<&'a str>,
 }
 
 /// The context of a request from the application or from a peer, whose word on sampling counts.
@@ -102,6 +104,9 @@ pub(crate) fn record(tracing: &Tracing, hop: &Hop<'_>) {
     }
     if let Some(fault) = hop.fault {
         attributes.push(KeyValue::new("kiro.fault", fault));
+    }
+    if let Some(split) = hop.split {
+        attributes.push(KeyValue::new("kiro.split", split.to_owned()));
     }
     let kind = if hop.direction == Direction::Outbound { SpanKind::Client } else { SpanKind::Server };
     // 4xx is the client's error alone: unset on a SERVER span, Error on a CLIENT span.

@@ -27,6 +27,7 @@ use crate::exchange::{Direction, Via};
 use crate::metrics::{EdgeMetrics, Metrics, UNKNOWN};
 use crate::overload::AppLimit;
 use crate::rates::Rate;
+use crate::versions::Versions;
 
 /// What workers hold: one reference count of their own, so that a request touches no other thread's cache line.
 pub(crate) type Snapshot = Rc<Arc<State>>;
@@ -50,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) traffic: Traffic,
     /// What goes wrong with calls to it on purpose.
     pub(crate) faults: Option<Box<[FaultLine]>>,
+    /// The versions behind its name.
+    pub(crate) versions: Option<Box<Versions>>,
     /// Counts of the edge to it.
     pub(crate) metrics: Arc<EdgeMetrics>,
     /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
@@ -223,8 +226,16 @@ impl OwnMesh {
         edges: &Arc<Edges>,
     ) -> Result<Self, StateError> {
         let service = mesh.services.get(me).cloned().ok_or_else(|| StateError::NoService(me.clone()))?;
-        let peers = peers(me, mesh, metrics, edges);
+        let mut peers = peers(me, mesh, metrics, edges);
         let now = Instant::now();
+        let index: HashMap<ServiceName, usize> =
+            peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect();
+        for line in &mesh.splits {
+            let versions = Versions::of(line, &index).map(Box::new);
+            if let Some(peer) = index.get(&line.to).and_then(|to| peers.get_mut(*to)) {
+                peer.versions = versions;
+            }
+        }
         Ok(Self {
             me: me.clone(),
             me_value: HeaderValue::from_str(me.as_str())
@@ -234,7 +245,7 @@ impl OwnMesh {
             service,
             signatures: mesh.signatures,
             policy: Policy::for_service(mesh, me),
-            index: peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect(),
+            index,
             peers,
             trust_domain: mesh.trust_domain.clone(),
             ingress: metrics.edge("ingress", me.as_str()),
@@ -303,6 +314,7 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -
                 local_port: local_ports.get(name).copied(),
                 traffic: service.traffic.clone(),
                 faults: faults(me, name, mesh),
+                versions: None,
                 metrics: metrics.edge(me.as_str(), name.as_str()),
                 calls: OnceLock::new(),
                 edges: Arc::clone(edges),

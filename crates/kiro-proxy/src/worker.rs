@@ -170,6 +170,7 @@ impl Worker {
             attempts: 0,
             gave_up: None,
             fault: None,
+            split: None,
             trace_id: 0,
             span_id: 0,
             sampled: false,

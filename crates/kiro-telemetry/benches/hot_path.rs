@@ -104,6 +104,7 @@ fn record() -> AccessRecord<'static> {
         attempts: 1,
         gave_up: None,
         fault: None,
+        split: None,
         trace_id: 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
         span_id: 0x0123_4567_89ab_cdef,
         sampled: true,

@@ -65,6 +65,8 @@ pub struct AccessRecord<'a> {
     pub gave_up: Option<&'a str>,
     /// What went wrong on purpose, by the mesh file's `faults`: `delay`, `abort` or `delay+abort`.
     pub fault: Option<&'a str>,
+    /// The name that was asked for, where the mesh file's `splits` say which version of it was called.
+    pub split: Option<&'a str>,
     /// The trace.
     pub trace_id: u128,
     /// The span of this hop.
@@ -134,6 +136,9 @@ impl AccessRecord<'_> {
         }
         if let Some(fault) = self.fault {
             optional(out, br#","fault":""#, fault);
+        }
+        if let Some(split) = self.split {
+            optional(out, br#","split":""#, split);
         }
         out.extend_from_slice(br#","trace_id":""#);
         write_trace_id(out, self.trace_id);
@@ -219,6 +224,9 @@ impl AccessRecord<'_> {
         }
         if let Some(fault) = self.fault {
             pair(out, " fault=", fault);
+        }
+        if let Some(split) = self.split {
+            pair(out, " split=", split);
         }
         out.extend_from_slice(b" trace=");
         write_trace_id(out, self.trace_id);
@@ -322,6 +330,7 @@ mod tests {
             attempts: 1,
             gave_up: None,
             fault: None,
+            split: None,
             trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span_id: 0x00f0_67aa_0ba9_02b7,
             sampled: true,
@@ -405,12 +414,13 @@ mod tests {
             policy_denial: Some(hostile),
             ended: Some(hostile),
             fault: Some(hostile),
+            split: Some(hostile),
             ..record()
         };
         let json = line(&every_string_hostile);
         let value: Value = serde_json::from_str(&json).unwrap();
         let strings = value.as_object().unwrap().values().filter(|value| **value == json!(hostile));
-        assert_eq!(strings.count(), 16);
+        assert_eq!(strings.count(), 17);
         let mut pretty = Vec::new();
         every_string_hostile.write_pretty(false, &mut pretty);
         for line in [json, String::from_utf8(pretty).unwrap()] {

@@ -250,6 +250,7 @@ fn access_record() -> AccessRecord<'static> {
         attempts: 1,
         gave_up: None,
         fault: None,
+        split: None,
         trace_id: 1,
         span_id: 1,
         sampled: true,

@@ -51,6 +51,17 @@ impl<'n> Spot<'n> {
         found.report(self.node.at, &self.path, value, what, fix)
     }
 
+    /// Reports the key, in a map whose keys are names.
+    pub(super) fn wrong_key(
+        &self,
+        key: &str,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+        found: &mut Found,
+    ) -> Reported {
+        found.report(self.at, &self.path, key, what, fix)
+    }
+
     /// A map with these keys; others are reported and passed over.
     pub(super) fn fields(&self, known: &[&'static str], fix: &str, found: &mut Found) -> Read<Fields<'n>> {
         let entries = self.entries(fix, found)?;
@@ -171,6 +182,12 @@ impl<'n> Spot<'n> {
     /// Whether the value is a word, and not a list or a map.
     pub(super) fn is_word(&self) -> bool {
         matches!(self.node.value, Value::Word { .. })
+    }
+
+    /// Text, without a word if this is none.
+    pub(super) fn word_if_right(&self) -> Option<&'n str> {
+        let Value::Word { text, .. } = &self.node.value else { return None };
+        Some(text)
     }
 
     /// A whole number within bounds.

@@ -8,6 +8,7 @@ mod health;
 mod limit;
 mod local;
 mod service;
+mod splits;
 mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::problem::{Found, Place, Read, Reported};
 use super::read::{Fields, Spot};
 use super::tree::Node;
-use super::{Mesh, Mode, Service, Signatures};
+use super::{Mesh, Mode, Protocol, Service, Signatures};
 use crate::identity::{ServiceName, TrustDomain};
 
 /// The services of the file, whether or not all of each could be read.
@@ -47,6 +48,13 @@ struct Opened {
     tcp: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
 }
 
+impl DeclaredService {
+    /// What its application speaks, if that could be read.
+    fn protocol(&self) -> Option<Protocol> {
+        self.service.as_ref().ok().map(|service| service.app.protocol)
+    }
+}
+
 impl Declared {
     /// What was declared, if all of it is right.
     fn into_services(self) -> Read<BTreeMap<ServiceName, Service>> {
@@ -58,6 +66,17 @@ impl Declared {
 
     /// The name and service that a word of an allow line means.
     fn find(&self, spot: &Spot<'_>, word: &str, found: &mut Found) -> Read<(&ServiceName, &DeclaredService)> {
+        let report = |fix: String, found: &mut Found| spot.wrong("no service of this mesh", fix, found);
+        self.find_or(word, report, found)
+    }
+
+    /// The same, for a word that is not the spot's value.
+    fn find_or(
+        &self,
+        word: &str,
+        report: impl FnOnce(String, &mut Found) -> Reported,
+        found: &mut Found,
+    ) -> Read<(&ServiceName, &DeclaredService)> {
         if let Some(found) = self.services.get_key_value(word) {
             return Ok(found);
         }
@@ -68,14 +87,14 @@ impl Declared {
             Some(meant) => format!("write `{meant}` if that was meant, or add the service under `services`"),
             None => "add it under `services`, or take the line out".to_owned(),
         };
-        Err(spot.wrong("no service of this mesh", fix, found))
+        Err(report(fix, found))
     }
 }
 
 /// Reads the whole file.
 pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let root = Spot::root(root);
-    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits", "faults"];
+    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits", "faults", "splits"];
     let fields = root.fields(&keys, "start with `trust_domain: kiro.mesh` and a map `services:`", found)?;
     let fix = "add `trust_domain: kiro.mesh`, or a name that no other mesh of yours has";
     let trust_domain = fields.required("trust_domain", fix, found, trust_domain);
@@ -103,6 +122,9 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         let fix = "write lines like `- { from: dashboard, to: profile, abort: 503, abort_percent: 1 }`, or leave `faults` out";
         spot.filled_list(fix, found, |line, found| faults::line(&line, &declared, found))
     });
+    let lines = allow.as_ref().ok().map(|lines| lines.as_deref().unwrap_or_default());
+    let splits =
+        fields.optional("splits", found, |spot, found| splits::lines(&spot, &declared, lines, found));
     check_ingresses(&declared, &opened.ingresses, &fields, found);
     local::check(&declared, &opened.tcp, found);
     Ok(Mesh {
@@ -113,6 +135,7 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         allow: allow?.unwrap_or_default(),
         limits: limits?.unwrap_or_default(),
         faults: faults?.unwrap_or_default(),
+        splits: splits?.unwrap_or_default(),
     })
 }
 

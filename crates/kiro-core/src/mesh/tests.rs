@@ -607,4 +607,39 @@ fn what_is_for_requests_alone_is_refused_for_tcp_services() {
         "line 19, column 20: faults[0].to: `db`: `db` is `protocol: tcp`, where nobody sees requests
   fix: name a service whose application speaks HTTP, or take the line out",
     );
+    let told = "line 19, column 43: splits[0].versions.db: `db`: it speaks another protocol than `profile`
+  fix: give all versions the same `app.protocol`";
+    check_beside_tcp("splits", "{ to: profile, versions: { profile: 90, db: 10 } }", told);
+}
+
+#[test]
+fn splits_are_read() {
+    use http::{HeaderName, HeaderValue};
+
+    use crate::shaping::{HeaderRoute, HeaderTest, Split};
+
+    let splits = "\
+splits:
+- to: profile
+  versions: { profile: 90, auth: 10 }
+  headers:
+  - { name: x-canary, equals: 'yes', to: auth }
+  - { name: x-user, prefix: test-, to: auth }
+  - { name: x-old, present: true, to: profile }
+  sticky: header:x-user
+";
+    let mesh = parse(&format!("{SAMPLE}{splits}")).unwrap_or_else(|problems| panic!("{problems}"));
+    let header = HeaderName::from_static;
+    let route = |name, test, to| HeaderRoute { name: header(name), test, to: self::name(to) };
+    let expected = SplitLine {
+        to: name("profile"),
+        versions: Split::new([(90, name("profile")), (10, name("auth"))]).unwrap(),
+        headers: vec![
+            route("x-canary", HeaderTest::Exact(HeaderValue::from_static("yes")), "auth"),
+            route("x-user", HeaderTest::Prefix(HeaderValue::from_static("test-")), "auth"),
+            route("x-old", HeaderTest::Present, "profile"),
+        ],
+        sticky: Some(header("x-user")),
+    };
+    assert_eq!(mesh.splits, [expected]);
 }

@@ -43,6 +43,7 @@ mod replicas;
 mod requests;
 mod signatures;
 mod smuggling;
+mod splits;
 mod streams;
 mod tcp;
 mod tls;
