@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use kiro_core::balance::State;
 use kiro_core::breaker::BreakerState;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::catalogue as names;
-use super::collect::{Family, one_gauge};
+use super::catalogue::{self as names, Entry};
+use super::collect::Family;
 use crate::edge::{Edge, Edges};
 use crate::health::AppHealth;
 
@@ -74,15 +75,22 @@ fn rates(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
 
 /// What the application has to do, where it is declared how much that may be.
 fn concurrency(edges: &Edges, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let Some(limit) = edges.app.current() else { return Ok(()) };
-    one_gauge(encoder, &names::CONCURRENCY_LIMIT, u64::from(limit.rule.limit()))?;
-    one_gauge(encoder, &names::CONCURRENCY_IN_FLIGHT, u64::from(limit.rule.in_flight()))?;
-    one_gauge(encoder, &names::CONCURRENCY_WAITING, u64::from(limit.rule.waiting()))?;
+    let limit = edges.app.current();
+    let rule = limit.as_ref().map(|limit| &limit.rule);
+    one_gauge_of(encoder, &names::CONCURRENCY_LIMIT, rule.map(|rule| rule.limit()))?;
+    one_gauge_of(encoder, &names::CONCURRENCY_IN_FLIGHT, rule.map(|rule| rule.in_flight()))?;
+    one_gauge_of(encoder, &names::CONCURRENCY_WAITING, rule.map(|rule| rule.waiting()))?;
     let mut family = Family::begin(encoder, &names::OVERLOADED)?;
-    for (cause, count) in limit.shed() {
+    for (cause, count) in limit.iter().flat_map(|limit| limit.shed()) {
         family.counter(&[("cause", cause)], count)?;
     }
     Ok(())
+}
+
+/// A value, where there is one to show.
+fn one_gauge_of(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: Option<u32>) -> fmt::Result {
+    let metric = encoder.encode_descriptor(entry.name, entry.help, None, entry.kind)?;
+    value.map_or(Ok(()), |value| ConstGauge::new(i64::from(value)).encode(metric))
 }
 
 /// How the application does, by its checks.

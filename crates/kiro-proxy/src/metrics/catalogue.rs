@@ -77,6 +77,12 @@ catalogue! {
         "1 for the state that a service's breaker is in; only where one is declared";
     BREAKER_OPENED = Counter "kiro_breaker_opened" ["to"]
         "How often a service's breaker opened";
+    NAME_AGE = Gauge "kiro_name_age_seconds" ["to"]
+        "How long ago DNS confirmed where a service is; it grows while DNS gives no answer";
+    APP_HEALTH = Gauge "kiro_app_health" ["state"]
+        "1 for the state of the application by its checks; `unknown` where none are declared";
+    APP_HEALTH_CHANGES = Counter "kiro_app_health_changes" ["state"]
+        "How often the application came into a state";
     RATE_LIMITED = Counter "kiro_rate_limited" ["line"]
         "Requests that a line of `limits` refused";
     RATE_KEYS = Gauge "kiro_rate_limit_keys" ["line"]
@@ -91,12 +97,6 @@ catalogue! {
         "Requests that wait for their place there";
     OVERLOADED = Counter "kiro_overloaded" ["cause"]
         "Requests that were refused because the application had enough to do";
-    APP_HEALTH = Gauge "kiro_app_health" ["state"]
-        "1 for the state of the application by its checks; `unknown` where none are declared";
-    APP_HEALTH_CHANGES = Counter "kiro_app_health_changes" ["state"]
-        "How often the application came into a state";
-    NAME_AGE = Gauge "kiro_name_age_seconds" ["to"]
-        "How long ago DNS confirmed where a service is; it grows while DNS gives no answer";
     HANDSHAKES = Counter "kiro_tls_handshakes" ["direction", "outcome"]
         "TLS handshakes that ended, by leg and outcome";
     HANDSHAKES_IN_PROGRESS = Gauge "kiro_tls_handshakes_in_progress" ["direction"]

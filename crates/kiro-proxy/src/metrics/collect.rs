@@ -65,7 +65,7 @@ fn one_counter(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -
     ConstCounter::new(value).encode(encoder.encode_descriptor(entry.name, entry.help, None, entry.kind)?)
 }
 
-pub(super) fn one_gauge(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -> fmt::Result {
+fn one_gauge(encoder: &mut DescriptorEncoder<'_>, entry: &Entry, value: u64) -> fmt::Result {
     let value = i64::try_from(value).unwrap_or(i64::MAX);
     ConstGauge::new(value).encode(encoder.encode_descriptor(entry.name, entry.help, None, entry.kind)?)
 }
@@ -333,6 +333,14 @@ mod tests {
         calls.edge.retries.count("retried");
         calls.edge.faults.count("abort");
         calls.edge.known.send_modify(|known| known.confirmed = Some(Instant::now()));
+        let mesh = kiro_core::mesh::parse(
+            "trust_domain: d\nservices: { a: { app: { port: 80 }, traffic: { concurrency: 5 } } }\n\
+             limits:\n  - { from: \"*\", to: a, rate: 1/s, per: path }\n",
+        );
+        let (mesh, me, now) = (mesh.unwrap(), ServiceName::parse("a").unwrap(), Instant::now());
+        let edges = &metrics.counts.calls;
+        edges.rates.keep(&edges.rates.of(mesh.limits.iter(), &me, now));
+        edges.app.keep(edges.app.of(mesh.services[&me].traffic.concurrency, now).as_ref());
         metrics.limit_hit(Limit::StreamWaiters);
         metrics.in_flight(0, Direction::Inbound, 2);
         metrics.in_flight(1, Direction::Inbound, 3);
