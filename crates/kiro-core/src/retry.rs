@@ -53,6 +53,9 @@ pub enum Failure {
         /// What its `Retry-After` said ([`parse_retry_after`]).
         retry_after: Option<Duration>,
     },
+    /// The peer's sidecar answered that it has too much to do. Surely not processed; but where one replica has, others may have too, so
+    /// that to ask them is paid for. Its `Retry-After` is about itself.
+    Busy,
     /// The stream or its connection broke. Maybe processed.
     Reset,
     /// The attempt's own time was over. Maybe processed.
@@ -75,7 +78,8 @@ impl Failure {
             | Self::RefusedStream
             | Self::GoAway
             | Self::StaleConnection
-            | Self::NotProcessed { .. } => true,
+            | Self::NotProcessed { .. }
+            | Self::Busy => true,
             Self::Reset | Self::Timeout | Self::Status { .. } => false,
         }
     }
@@ -92,6 +96,7 @@ impl Failure {
             | Self::RefusedStream
             | Self::GoAway
             | Self::StaleConnection
+            | Self::Busy
             | Self::Reset
             | Self::Timeout => None,
         }
@@ -247,6 +252,7 @@ fn wait(policy: &RetryPolicy, attempt: &FailedAttempt<'_>, random: u64) -> Resul
 /// anything succeeds, none is refused: an update that takes away one replica of two must not cost the budget, nor a request.
 fn is_free(attempt: &FailedAttempt<'_>) -> bool {
     attempt.failure.is_surely_not_processed()
+        && attempt.failure != Failure::Busy
         && attempt.attempts_made <= 1
         && (attempt.another_replica || attempt.failure.is_of_its_connection())
 }

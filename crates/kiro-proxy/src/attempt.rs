@@ -58,6 +58,7 @@ impl Failure {
                 retry::Failure::Reset
                 | retry::Failure::Timeout
                 | retry::Failure::NotProcessed { .. }
+                | retry::Failure::Busy
                 | retry::Failure::Status { .. },
                 _,
             ) => Outcome::Failure,
@@ -182,10 +183,8 @@ impl<'a> Attempts<'a> {
             Some(Reject::AppUnready) => Answer::Final(Outcome::Failure),
             // Whoever has too much to do already is not asked again by the same caller.
             Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => Answer::Overloaded,
-            // Its `Retry-After` is about itself; another may have room. To leave it out for its word would only give the others more to do.
-            Some(reject) if reject.is_overload() => {
-                Answer::Failed(retry::Failure::NotProcessed { retry_after: None }, Outcome::Rejected)
-            }
+            // Another may have room. To leave this one out for its word would only give the others more to do.
+            Some(reject) if reject.is_overload() => Answer::Failed(retry::Failure::Busy, Outcome::Rejected),
             Some(reject) if reject.is_before_the_application() => {
                 Answer::Failed(retry::Failure::NotProcessed { retry_after: retry_after() }, Outcome::Failure)
             }

@@ -268,6 +268,26 @@ fn an_update_that_takes_one_replica_of_two_costs_neither_a_request_nor_the_budge
 }
 
 #[test]
+fn to_ask_another_replica_than_a_busy_one_is_paid_for() {
+    let base = Instant::now();
+    let budget = full(base);
+    let mut asked = 0;
+    assert!(Failure::Busy.is_surely_not_processed());
+    for request in 0..10_000 {
+        let now = base + Duration::from_millis(request);
+        budget.deposit(now);
+        let post = FailedAttempt { method: &Method::POST, ..attempt(Failure::Busy) };
+        match decide(&RetryPolicy::undeclared(), &budget, &post, now, 0) {
+            Verdict::Retry { .. } => asked += 1,
+            Verdict::GiveUp(reason) => assert_eq!(reason, GiveUp::Budget),
+        }
+        budget.succeeded();
+    }
+    // A fifth of the requests, ten a second, and what the budget holds at first.
+    assert!((2_000..=2_300).contains(&asked), "{asked}");
+}
+
+#[test]
 fn every_reason_has_a_word_of_its_own() {
     let words = [
         GiveUp::ResponseBegun,

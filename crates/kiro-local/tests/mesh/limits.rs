@@ -430,7 +430,7 @@ async fn streams_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn another_replica_is_asked_at_once_and_this_one_stays_in() {
+async fn another_replica_is_asked_soon_and_this_one_stays_in() {
     const TWO: &str = "app: { port: {port} }, traffic: { concurrency: { max: 1, queue: 0 } }, \
         endpoints: [\"127.0.0.1:{inbound}\", \"127.0.0.2:{inbound}\"]";
     let mut spec = three();
