@@ -236,3 +236,60 @@ async fn check(health: &AppHealth, settings: &Settings, states: &mut watch::Rece
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kiro_core::health::{Failure, HealthSettings};
+    use kiro_core::mesh::Question;
+
+    use super::*;
+
+    fn declared(health: &AppHealth) {
+        let settings = HealthSettings::default().with_thresholds(1, 1).unwrap();
+        let check = HealthCheck { question: Question::Tcp, settings };
+        health.declare(&ServiceName::parse("a").unwrap(), Some(&check));
+    }
+
+    fn failed() -> Result<(), Failed> {
+        Err(Failed { how: Failure::Status(500), said: String::new() })
+    }
+
+    #[test]
+    fn the_ingress_tells_what_is_known_and_that_we_drain() {
+        let health = AppHealth::default();
+        let at = |health: &AppHealth, phase| {
+            let (status, word) = health.at_ingress(phase);
+            (status.as_u16(), word.trim_end())
+        };
+        assert_eq!(at(&health, Phase::Serving), (200, "ready"), "nothing is declared");
+        assert_eq!(at(&health, Phase::Draining), (503, "draining"));
+        declared(&health);
+        assert_eq!(at(&health, Phase::Serving), (503, "unknown"));
+        health.checked(Ok(()));
+        assert_eq!(at(&health, Phase::Serving), (200, "ready"));
+        assert_eq!(at(&health, Phase::Draining), (503, "draining"));
+        health.checked(failed());
+        assert_eq!(at(&health, Phase::Serving), (503, "unready"));
+        health.declare(&ServiceName::parse("a").unwrap(), None);
+        assert_eq!(at(&health, Phase::Serving), (200, "ready"));
+    }
+
+    #[test]
+    fn a_refused_connect_counts_where_checks_are_declared() {
+        let health = AppHealth::default();
+        health.unreachable();
+        assert!(!health.is_unready());
+        declared(&health);
+        health.unreachable();
+        assert!(health.is_unready());
+        let changes: Vec<_> = health.changes().map(|(_, count)| count).collect();
+        assert_eq!(changes, [0, 0, 1]);
+        health.checked(Ok(()));
+        assert!(!health.is_unready());
+        // A check that was on its way when nothing was declared any more.
+        health.declare(&ServiceName::parse("a").unwrap(), None);
+        assert_eq!(health.checked(failed()), None);
+        assert!(!health.is_unready());
+        assert_eq!(health.seen().state, Fitness::Unknown);
+    }
+}
