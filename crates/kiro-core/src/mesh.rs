@@ -6,6 +6,7 @@
 mod faults;
 mod health;
 mod limit;
+mod mirrors;
 mod problem;
 mod read;
 mod schema;
@@ -21,6 +22,7 @@ use std::net::SocketAddr;
 pub use self::faults::FaultLine;
 pub use self::health::{HealthCheck, Question};
 pub use self::limit::{LimitedSource, Per, RateLine};
+pub use self::mirrors::MirrorLine;
 use self::problem::Found;
 pub use self::problem::{Problem, Problems};
 pub use self::splits::SplitLine;
@@ -47,6 +49,8 @@ pub struct Mesh {
     pub faults: Vec<FaultLine>,
     /// Names behind which there are versions, each once.
     pub splits: Vec<SplitLine>,
+    /// Services of whose calls another one gets copies, each once.
+    pub mirrors: Vec<MirrorLine>,
 }
 
 /// `signatures:`

@@ -16,6 +16,7 @@ use kiro_core::retry::{GiveUp, RetryBudget};
 use tokio::sync::{Notify, watch};
 
 use crate::faults::WORDS as FAULTS;
+use crate::mirror::WORDS as COPIES;
 use crate::overload::AppLimits;
 use crate::rates::Rates;
 
@@ -43,6 +44,8 @@ pub(crate) struct Edge {
     pub(crate) retries: EdgeRetries,
     /// What went wrong on purpose.
     pub(crate) faults: EdgeFaults,
+    /// What became of copies for it.
+    pub(crate) copies: EdgeCopies,
     /// What discovery has found.
     pub(crate) known: watch::Sender<Known>,
     /// Wakes whoever asks for the name.
@@ -70,6 +73,7 @@ impl Edge {
             budget: RetryBudget::usual(now),
             retries: Counts::of(&RETRY_OUTCOMES),
             faults: Counts::of(&FAULTS),
+            copies: Counts::of(&COPIES),
             known: watch::Sender::new(Known::default()),
             again: Arc::new(Notify::new()),
             breaker: Mutex::default(),
@@ -212,6 +216,9 @@ pub(crate) type EdgeRetries = Counts<{ RETRY_OUTCOMES.len() }>;
 
 /// Counts of what went wrong on purpose with an edge's requests.
 pub(crate) type EdgeFaults = Counts<{ FAULTS.len() }>;
+
+/// Counts of what became of the copies of requests that an edge's service got.
+pub(crate) type EdgeCopies = Counts<{ COPIES.len() }>;
 
 /// Counts by a few words.
 #[derive(Debug)]

@@ -142,6 +142,8 @@ pub(crate) struct Exchange {
     fault: Option<&'static str>,
     /// The place of the service that was asked for, of which a version is called.
     split: Option<usize>,
+    /// Where this is a copy: the place of the service that got the original.
+    copy_of: Option<usize>,
     trace: TraceContext,
     websocket: bool,
     grpc: bool,
@@ -196,6 +198,7 @@ impl Exchange {
             gave_up: None,
             fault: None,
             split: None,
+            copy_of: None,
             trace,
             websocket: false,
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
@@ -391,8 +394,13 @@ impl Exchange {
         self.split = Some(of);
     }
 
-    fn split_name(&self) -> Option<&str> {
-        self.split.and_then(|of| self.state.peer(of)).map(|peer| peer.name.as_str())
+    /// Notes that this is a copy of a request to another service.
+    pub(crate) fn copy_of(&mut self, original: usize) {
+        self.copy_of = Some(original);
+    }
+
+    fn peer_name(&self, place: Option<usize>) -> Option<&str> {
+        place.and_then(|place| self.state.peer(place)).map(|peer| peer.name.as_str())
     }
 
     /// Notes how far the request's body has come, as its mover sees it.
@@ -509,7 +517,8 @@ impl Exchange {
                 upstream: self.upstream,
                 resend_count: self.attempts.saturating_sub(1),
                 fault: self.fault,
-                split: self.split_name(),
+                split: self.peer_name(self.split),
+                copy_of: self.peer_name(self.copy_of),
             },
         );
     }
@@ -571,7 +580,8 @@ impl Drop for Exchange {
             attempts: self.attempts,
             gave_up: self.gave_up,
             fault: self.fault,
-            split: self.split_name(),
+            split: self.peer_name(self.split),
+            copy_of: self.peer_name(self.copy_of),
             trace_id: self.trace.trace_id,
             span_id: self.trace.span_id,
             sampled: self.trace.sampled,

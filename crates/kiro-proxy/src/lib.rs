@@ -32,6 +32,7 @@ mod limits;
 mod listen;
 mod local;
 mod metrics;
+mod mirror;
 mod outbound;
 mod overload;
 mod park;

@@ -133,6 +133,16 @@ pub(crate) const HEADER_FIELDS: usize = 256;
 /// Bodies up to this size and of known length are held, so that their digest can stand in the signed head.
 pub(crate) const DIGEST_BODY_BYTES: usize = 64 * 1024;
 
+/// Copies of requests that a worker has under way, by the mesh file's `mirrors`: a megabyte of held bodies at most, and enough for some
+/// hundred a second to a service that answers within a tenth of one. Where it does not, originals matter more than copies.
+pub(crate) const COPIES: usize = 16;
+
+/// How long a copy may take, its answer included: as long as a call takes where the mesh file says nothing. Nobody waits for it.
+pub(crate) const COPY: Duration = Duration::from_secs(15);
+
+/// What is read of the answer to a copy, so that a service sees most of its answers taken: as much as a body that is held.
+pub(crate) const COPY_ANSWER_BYTES: usize = 64 * 1024;
+
 /// Streams that a peer may have open on one connection. One connection a worker carries all requests to a peer, so this is
 /// also the concurrency between two workers.
 pub(crate) const STREAMS_PER_CONNECTION: u32 = 1024;

@@ -33,6 +33,7 @@ use crate::framing::Turn;
 use crate::headers::{self, Kind};
 use crate::interim::{Answering, Interim};
 use crate::limits;
+use crate::mirror;
 use crate::payload::{Payload, Upload};
 use crate::reject::{self, Refused, Reject};
 use crate::route::{self, Plan};
@@ -213,6 +214,9 @@ async fn story(
         plan.head.headers.insert(fields::INTERIM.clone(), HeaderValue::from_static("103"));
     }
     let mut payload = Payload::of(&mut plan, body, exchange).await?;
+    if let Some(copied) = plan.copied {
+        mirror::send(worker, copied, &plan, &payload, exchange);
+    }
     match deliver(worker, &plan, &mut payload, exchange, &interim).await? {
         Sent { response, send: None, slot, upload } => Ok(Answered::Response(response, slot, upload)),
         Sent { response, send: Some(send), slot, .. } => {

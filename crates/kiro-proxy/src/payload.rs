@@ -75,6 +75,15 @@ impl Payload {
         Ok(Payload::Held(bytes))
     }
 
+    /// The same once more, for a copy, if it is known whole.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match self {
+            Payload::Empty => Some(Payload::Empty),
+            Payload::Held(bytes) => Some(Payload::Held(bytes.clone())),
+            Payload::Stream(..) => None,
+        }
+    }
+
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Payload::Empty)

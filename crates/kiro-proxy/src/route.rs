@@ -9,6 +9,7 @@ use kiro_core::{authority, fields};
 
 use crate::exchange::{Callee, Direction, Exchange};
 use crate::headers::{self, Admitted, Kind};
+use crate::mirror::Copied;
 use crate::proof::{call_of, claim_of};
 use crate::reject::{Refused, Reject};
 use crate::state::Peer;
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) claim: Option<Claim>,
     /// The head; its URI still is the application's.
     pub(crate) head: Parts,
+    /// The copy that it is to have.
+    pub(crate) copied: Option<Copied>,
 }
 
 /// Finds the service that a request names and asks the policy.
@@ -51,6 +54,7 @@ pub(crate) fn plan<B>(admitted: Admitted<B>, exchange: &mut Exchange) -> Result<
     if protocol == Protocol::Tcp && admitted.kind != Kind::Tunnel {
         return Err(Reject::ServiceIsTcp.into());
     }
+    let copied = copied(index, &admitted, exchange);
     let claim =
         (admitted.kind != Kind::Plain).then(|| claim_of(&admitted, Direction::Outbound, Some(name.as_str())));
     let Admitted { mut head, body, kind, .. } = admitted;
@@ -62,7 +66,19 @@ pub(crate) fn plan<B>(admitted: Admitted<B>, exchange: &mut Exchange) -> Result<
         // A version's sidecar takes no other service's name for its own, and its application sees its own name as Host.
         head.headers.remove(&fields::HOST);
     }
-    Ok((Plan { peer: index, kind, claim, head }, body))
+    Ok((Plan { peer: index, kind, claim, head, copied }, body))
+}
+
+/// The copy that a request to a peer is to have, with the policy's word on it.
+fn copied<B>(index: usize, admitted: &Admitted<B>, exchange: &Exchange) -> Option<Copied> {
+    let state = exchange.state();
+    let mirror = state.peer(index)?.mirror.as_ref()?;
+    if admitted.kind != Kind::Plain {
+        return None;
+    }
+    let to = *mirror.copy_to(fastrand::u64(..))?;
+    let verdict = state.policy.authorize_outbound(state.peer(to)?.name.as_str(), &call_of(admitted));
+    Some(Copied { to, verdict })
 }
 
 /// The service that a request names: its place among the peers, and what its application speaks.

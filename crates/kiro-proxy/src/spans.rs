@@ -34,6 +34,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) fault: Option<&'static str>,
     /// The name that was asked for, where a version of it was called.
     pub(crate) split: Option<&'a str>,
+    /// Where this is a copy: the service that got the original.
+    pub(crate) copy_of: Option<&'a str>,
 }
 
 /// The context of a request from the application or from a peer, whose word on sampling counts.
@@ -107,6 +109,9 @@ pub(crate) fn record(tracing: &Tracing, hop: &Hop<'_>) {
     }
     if let Some(split) = hop.split {
         attributes.push(KeyValue::new("kiro.split", split.to_owned()));
+    }
+    if let Some(original) = hop.copy_of {
+        attributes.push(KeyValue::new("kiro.copy_of", original.to_owned()));
     }
     let kind = if hop.direction == Direction::Outbound { SpanKind::Client } else { SpanKind::Server };
     // 4xx is the client's error alone: unset on a SERVER span, Error on a CLIENT span.

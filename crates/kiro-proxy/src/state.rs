@@ -19,6 +19,7 @@ use http::uri::Authority;
 use kiro_core::identity::{ServiceName, SpiffeId, TrustDomain};
 use kiro_core::mesh::{AppTls, FaultLine, Mesh, Protocol, Service, Signatures, Traffic};
 use kiro_core::policy::Policy;
+use kiro_core::shaping::Mirror;
 use kiro_tls::{IngressServer, LoopbackClient, LoopbackServer, MeshServer, SidecarIdentity};
 
 use crate::admission::Listener;
@@ -53,6 +54,8 @@ pub(crate) struct Peer {
     pub(crate) faults: Option<Box<[FaultLine]>>,
     /// The versions behind its name.
     pub(crate) versions: Option<Box<Versions>>,
+    /// Who gets copies of calls to it, as a place among the peers.
+    pub(crate) mirror: Option<Mirror<usize>>,
     /// Counts of the edge to it.
     pub(crate) metrics: Arc<EdgeMetrics>,
     /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
@@ -236,6 +239,13 @@ impl OwnMesh {
                 peer.versions = versions;
             }
         }
+        for line in &mesh.mirrors {
+            // Nothing where this sidecar would send copies to itself.
+            let to = index.get(&line.mirror.to).copied();
+            if let Some(peer) = index.get(&line.to).and_then(|to| peers.get_mut(*to)) {
+                peer.mirror = to.map(|to| Mirror { to, share: line.mirror.share });
+            }
+        }
         Ok(Self {
             me: me.clone(),
             me_value: HeaderValue::from_str(me.as_str())
@@ -315,6 +325,7 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -
                 traffic: service.traffic.clone(),
                 faults: faults(me, name, mesh),
                 versions: None,
+                mirror: None,
                 metrics: metrics.edge(me.as_str(), name.as_str()),
                 calls: OnceLock::new(),
                 edges: Arc::clone(edges),

@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) names: Names,
     /// Open tunnels and upgraded streams.
     pub(crate) tunnels: Tunnels,
+    /// Copies of requests that are under way.
+    pub(crate) copies: Cell<usize>,
     /// Exchanges that are under way, by direction.
     active: [Cell<u64>; 3],
     /// Connections that end in order: see [`Worker::in_order`].
@@ -104,6 +106,7 @@ impl Worker {
             health: Arc::clone(parts.metrics.app_health()),
             names: Names::new(parts.resolver.clone()),
             tunnels: Tunnels::new(),
+            copies: Cell::new(0),
             active: Default::default(),
             ending: Cell::default(),
             number,
@@ -171,6 +174,7 @@ impl Worker {
             gave_up: None,
             fault: None,
             split: None,
+            copy_of: None,
             trace_id: 0,
             span_id: 0,
             sampled: false,

@@ -105,6 +105,7 @@ fn record() -> AccessRecord<'static> {
         gave_up: None,
         fault: None,
         split: None,
+        copy_of: None,
         trace_id: 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
         span_id: 0x0123_4567_89ab_cdef,
         sampled: true,

@@ -67,6 +67,8 @@ pub struct AccessRecord<'a> {
     pub fault: Option<&'a str>,
     /// The name that was asked for, where the mesh file's `splits` say which version of it was called.
     pub split: Option<&'a str>,
+    /// Where this is a copy, by the mesh file's `mirrors`: the service that got the original.
+    pub copy_of: Option<&'a str>,
     /// The trace.
     pub trace_id: u128,
     /// The span of this hop.
@@ -139,6 +141,9 @@ impl AccessRecord<'_> {
         }
         if let Some(split) = self.split {
             optional(out, br#","split":""#, split);
+        }
+        if let Some(original) = self.copy_of {
+            optional(out, br#","copy_of":""#, original);
         }
         out.extend_from_slice(br#","trace_id":""#);
         write_trace_id(out, self.trace_id);
@@ -227,6 +232,9 @@ impl AccessRecord<'_> {
         }
         if let Some(split) = self.split {
             pair(out, " split=", split);
+        }
+        if let Some(original) = self.copy_of {
+            pair(out, " copy_of=", original);
         }
         out.extend_from_slice(b" trace=");
         write_trace_id(out, self.trace_id);
@@ -331,6 +339,7 @@ mod tests {
             gave_up: None,
             fault: None,
             split: None,
+            copy_of: None,
             trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span_id: 0x00f0_67aa_0ba9_02b7,
             sampled: true,
@@ -415,12 +424,13 @@ mod tests {
             ended: Some(hostile),
             fault: Some(hostile),
             split: Some(hostile),
+            copy_of: Some(hostile),
             ..record()
         };
         let json = line(&every_string_hostile);
         let value: Value = serde_json::from_str(&json).unwrap();
         let strings = value.as_object().unwrap().values().filter(|value| **value == json!(hostile));
-        assert_eq!(strings.count(), 17);
+        assert_eq!(strings.count(), 18);
         let mut pretty = Vec::new();
         every_string_hostile.write_pretty(false, &mut pretty);
         for line in [json, String::from_utf8(pretty).unwrap()] {

@@ -251,6 +251,7 @@ fn access_record() -> AccessRecord<'static> {
         gave_up: None,
         fault: None,
         split: None,
+        copy_of: None,
         trace_id: 1,
         span_id: 1,
         sampled: true,

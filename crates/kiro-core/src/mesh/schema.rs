@@ -7,6 +7,7 @@ mod faults;
 mod health;
 mod limit;
 mod local;
+mod mirrors;
 mod service;
 mod splits;
 mod traffic;
@@ -94,7 +95,8 @@ impl Declared {
 /// Reads the whole file.
 pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let root = Spot::root(root);
-    let keys = ["trust_domain", "signatures", "mode", "services", "allow", "limits", "faults", "splits"];
+    let keys =
+        ["trust_domain", "signatures", "mode", "services", "allow", "limits", "faults", "splits", "mirrors"];
     let fields = root.fields(&keys, "start with `trust_domain: kiro.mesh` and a map `services:`", found)?;
     let fix = "add `trust_domain: kiro.mesh`, or a name that no other mesh of yours has";
     let trust_domain = fields.required("trust_domain", fix, found, trust_domain);
@@ -125,6 +127,8 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
     let lines = allow.as_ref().ok().map(|lines| lines.as_deref().unwrap_or_default());
     let splits =
         fields.optional("splits", found, |spot, found| splits::lines(&spot, &declared, lines, found));
+    let mirrors =
+        fields.optional("mirrors", found, |spot, found| mirrors::lines(&spot, &declared, lines, found));
     check_ingresses(&declared, &opened.ingresses, &fields, found);
     local::check(&declared, &opened.tcp, found);
     Ok(Mesh {
@@ -136,6 +140,7 @@ pub(super) fn mesh(root: &Node<'_>, found: &mut Found) -> Read<Mesh> {
         limits: limits?.unwrap_or_default(),
         faults: faults?.unwrap_or_default(),
         splits: splits?.unwrap_or_default(),
+        mirrors: mirrors?.unwrap_or_default(),
     })
 }
 

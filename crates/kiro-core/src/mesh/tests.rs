@@ -610,6 +610,10 @@ fn what_is_for_requests_alone_is_refused_for_tcp_services() {
     let told = "line 19, column 43: splits[0].versions.db: `db`: it speaks another protocol than `profile`
   fix: give all versions the same `app.protocol`";
     check_beside_tcp("splits", "{ to: profile, versions: { profile: 90, db: 10 } }", told);
+    let told =
+        "line 19, column 27: mirrors[0].copy_to: `db`: `db` is `protocol: tcp`, where nobody sees requests
+  fix: name a service whose application speaks HTTP, or take the line out";
+    check_beside_tcp("mirrors", "{ to: profile, copy_to: db, percent: 5 }", told);
 }
 
 #[test]
@@ -642,4 +646,14 @@ splits:
         sticky: Some(header("x-user")),
     };
     assert_eq!(mesh.splits, [expected]);
+}
+
+#[test]
+fn mirrors_are_read() {
+    use crate::shaping::{Mirror, Share};
+
+    let mirrors = "mirrors:\n- { to: profile, copy_to: auth, percent: 5 }\n";
+    let mesh = parse(&format!("{SAMPLE}{mirrors}")).unwrap_or_else(|problems| panic!("{problems}"));
+    let mirror = Mirror { to: name("auth"), share: Share::new(500).unwrap() };
+    assert_eq!(mesh.mirrors, [MirrorLine { to: name("profile"), mirror }]);
 }

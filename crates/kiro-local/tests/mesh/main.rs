@@ -36,6 +36,7 @@ mod interim;
 mod leaving;
 mod limits;
 mod metrics;
+mod mirrors;
 mod policy;
 mod reload;
 mod renewal;

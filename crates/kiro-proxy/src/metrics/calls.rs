@@ -41,6 +41,12 @@ fn called(edges: &[Arc<Edge>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Resu
             family.counter(&[("to", edge.name.as_str()), ("fault", fault)], count)?;
         }
     }
+    let mut family = Family::begin(encoder, &names::COPIES)?;
+    for edge in edges {
+        for (copy, count) in edge.copies.counts().filter(|(_, count)| *count > 0) {
+            family.counter(&[("to", edge.name.as_str()), ("copy", copy)], count)?;
+        }
+    }
     let mut family = Family::begin(encoder, &names::RETRY_BUDGET)?;
     for edge in edges {
         family.gauge(&[("to", edge.name.as_str())], i64::from(edge.budget.left(now)))?;

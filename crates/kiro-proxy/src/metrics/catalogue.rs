@@ -71,6 +71,8 @@ catalogue! {
         "Attempts that failed, by whether they were made again, or why not";
     FAULTS = Counter "kiro_faults" ["to", "fault"]
         "Requests with which something went wrong because the mesh file's `faults` ask for it";
+    COPIES = Counter "kiro_copies" ["to", "copy"]
+        "Copies of requests that the mesh file's `mirrors` ask for, by what became of them";
     RETRY_BUDGET = Gauge "kiro_retry_budget" ["to"]
         "Retries that a service may cost at the moment";
     BREAKER = Gauge "kiro_breaker" ["to", "state"]
@@ -181,6 +183,10 @@ mod tests {
             ),
             "reason" => "see below".to_owned(),
             "fault" => list(&crate::faults::WORDS),
+            "copy" => format!(
+                "{}: the third where as many as there may be were under way, the last where the body is not held",
+                list(&crate::mirror::WORDS)
+            ),
             "limit" => "see below".to_owned(),
             other => panic!("label {other} is not documented"),
         }

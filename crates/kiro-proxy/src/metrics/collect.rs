@@ -332,6 +332,7 @@ mod tests {
         );
         calls.edge.retries.count("retried");
         calls.edge.faults.count("abort");
+        calls.edge.copies.count("answered");
         calls.edge.known.send_modify(|known| known.confirmed = Some(Instant::now()));
         let mesh = kiro_core::mesh::parse(
             "trust_domain: d\nservices: { a: { app: { port: 80 }, traffic: { concurrency: 5 } } }\n\

@@ -140,19 +140,8 @@ impl Line<'_> {
         found: &mut Found,
     ) -> Read<()> {
         let (Some(allow), Some(spot)) = (self.allow, fields.get("versions")) else { return Ok(()) };
-        let may = |from: &ServiceName, to: &ServiceName| {
-            allow.iter().any(|line| line.from == Source::Service(from.clone()) && line.to == *to)
-        };
-        let callers: BTreeSet<&ServiceName> = allow
-            .iter()
-            .filter(|line| line.to == *to)
-            .filter_map(|line| match &line.from {
-                Source::Service(from) => Some(from),
-                Source::Ingress => None,
-            })
-            .collect();
         let mut problem: Option<Reported> = None;
-        for caller in callers {
+        for caller in callers(allow, to) {
             if versions.contains(&caller) {
                 let what = format!("`{caller}` may call `{to}`, of which it is a version");
                 let fix =
@@ -160,7 +149,7 @@ impl Line<'_> {
                 problem = Some(spot.wrong(what, fix, found));
                 continue;
             }
-            for version in versions.iter().filter(|version| !may(caller, version)) {
+            for version in versions.iter().filter(|version| !may_call(allow, caller, version)) {
                 let what = format!("`{caller}` may call `{to}`, and not its version `{version}`");
                 let fix = format!(
                     "add the line `- {{ from: {caller}, to: {version} }}` to `allow`, with the methods and paths that it has for `{to}`"
@@ -170,6 +159,23 @@ impl Line<'_> {
         }
         problem.map_or(Ok(()), Err)
     }
+}
+
+/// The services that a line of `allow` lets call `to`.
+pub(super) fn callers<'a>(allow: &'a [Allow], to: &ServiceName) -> BTreeSet<&'a ServiceName> {
+    let of_it = allow.iter().filter(|line| line.to == *to);
+    of_it
+        .filter_map(|line| match &line.from {
+            Source::Service(from) => Some(from),
+            Source::Ingress => None,
+        })
+        .collect()
+}
+
+/// Whether a line lets one service call another, in whatever way.
+pub(super) fn may_call(allow: &[Allow], from: &ServiceName, to: &ServiceName) -> bool {
+    let is_it = |source: &Source| matches!(source, Source::Service(service) if service == from);
+    allow.iter().any(|line| line.to == *to && is_it(&line.from))
 }
 
 fn header(spot: &Spot<'_>, versions: &[&ServiceName], found: &mut Found) -> Read<HeaderRoute<ServiceName>> {
