@@ -136,7 +136,8 @@ async fn an_edge_has_its_share_and_its_answers_say_what_is_left() {
 
 #[tokio::test]
 async fn whoever_has_had_his_share_is_not_asked_again() {
-    let mut spec = limited("  - { from: caller, to: callee, rate: 1/h }");
+    // Ten seconds is a `Retry-After` that a retry would wait for.
+    let mut spec = limited("  - { from: caller, to: callee, rate: 6/m, burst: 1 }");
     let entry = "app: { port: {port} }, traffic: { retries: { count: 3, statuses: [429, 503] } }";
     spec.services[2] = ("callee", entry);
     let mut world = World::start(spec).await;
