@@ -10,7 +10,7 @@ mod sink;
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 
 pub use events::EventLayer;
@@ -66,7 +66,7 @@ pub enum LogError {
 }
 
 /// Installs the global `tracing` subscriber, whose events go to stdout. `filter` is a level, and levels for targets, separated by
-/// commas: `info,kiro::certificate=warn`. Empty means `info`. (The crate's other filter also selects by field values; that takes
+/// commas: `info,kiro::certificate=warn`. Empty means `info`; what libraries have to say of a stranger's bytes is only heard where they are named. (The crate's other filter also selects by field values; that takes
 /// a regular-expression engine, which nobody here has a use for.) `service` is put on each line that names none itself.
 pub fn init_logging(format: Format, filter: &str, service: Option<&str>) -> Result<LogSink, LogError> {
     let parsed = parse_filter(filter)?;
@@ -79,10 +79,17 @@ pub fn init_logging(format: Format, filter: &str, service: Option<&str>) -> Resu
 
 fn parse_filter(filter: &str) -> Result<Targets, LogError> {
     let filter = if filter.trim().is_empty() { "info" } else { filter };
-    filter
+    let parsed = filter
         .parse::<Targets>()
-        .map_err(|error| LogError::Filter { value: filter.to_owned(), cause: error.to_string() })
+        .map_err(|error| LogError::Filter { value: filter.to_owned(), cause: error.to_string() })?;
+    let named = |library: &str| filter.split(',').any(|part| part.trim().starts_with(library));
+    let quiet = LIBRARIES.into_iter().filter(|library| !named(library));
+    Ok(parsed.with_targets(quiet.map(|library| (library, LevelFilter::ERROR))))
 }
+
+/// What reads a stranger's bytes and has warnings about them: one for each bad frame, which he could fill a disk with. Kiro's own
+/// lines of such things are bounded. Named in the filter (`info,h2=debug`), they say what they have to say.
+const LIBRARIES: [&str; 3] = ["h2", "hyper", "rustls"];
 
 pub(crate) const RESET: &str = "\x1b[0m";
 pub(crate) const DIM: &str = "\x1b[2m";
@@ -114,7 +121,19 @@ mod tests {
         let error = parse_filter("info,kiro=loudly").unwrap_err().to_string();
         assert!(error.contains("kiro=loudly"), "{error}");
         assert!(parse_filter("").is_ok());
-        assert_eq!(parse_filter("  ").unwrap().to_string(), "info");
+        assert_eq!(parse_filter("  ").unwrap(), parse_filter("info").unwrap());
+    }
+
+    #[test]
+    fn libraries_that_read_what_strangers_send_are_quiet_unless_they_are_named() {
+        let warns = |filter: &str, target: &str| {
+            parse_filter(filter).unwrap().would_enable(target, &tracing::Level::WARN)
+        };
+        assert!(warns("info", "kiro::abuse") && warns("", "hickory_proto::udp"));
+        for target in ["h2::proto::ping_pong", "hyper::proto::h1", "rustls::conn"] {
+            assert!(!warns("info", target) && !warns("debug", target), "{target}");
+        }
+        assert!(warns("info,h2=debug", "h2::proto::ping_pong"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinHandle};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 
 /// How long a test waits for something that has to happen.
@@ -473,9 +473,7 @@ impl Logs {
     pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
         let bytes = self.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
-            .collect()
+        text.lines().map(parsed).collect()
     }
 
     /// Waits for a line that fits.
@@ -495,14 +493,36 @@ impl Logs {
         fits: impl Fn(&serde_json::Value) -> bool,
     ) -> serde_json::Value {
         let begin = Instant::now();
+        // What was looked at is not looked at again: the log of all meshes of the process is long.
+        let mut seen = self.end_of(before);
         loop {
-            if let Some(line) = self.lines().into_iter().skip(before).find(|line| fits(line)) {
+            let new = self.after(seen);
+            seen += new.len();
+            if let Some(line) = new.lines().map(parsed).find(|line| fits(line)) {
                 return line;
             }
-            assert!(begin.elapsed() < PATIENCE, "no line {what} among {:#?}", self.lines());
+            assert!(begin.elapsed() < PATIENCE, "no line {what} among {}", self.after(self.end_of(before)));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+
+    /// Where so many lines end.
+    fn end_of(&self, lines: usize) -> usize {
+        let bytes = self.0.lock().unwrap();
+        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(place, _)| place + 1);
+        if lines == 0 { 0 } else { ends.take(lines).last().unwrap_or(0) }
+    }
+
+    /// The whole lines from a place on.
+    fn after(&self, place: usize) -> String {
+        let bytes = self.0.lock().unwrap();
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
+        String::from_utf8(bytes[place.min(end)..end].to_vec()).unwrap()
+    }
+}
+
+fn parsed(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))
 }
 
 /// The events of all meshes of this process, beside their access lines. Tests run in parallel: services with names of their own
@@ -512,11 +532,10 @@ pub(crate) fn events() -> Logs {
     let install = || {
         let logs = Logs::default();
         let sink = LogSink::new(logs.clone(), Format::Json, None).unwrap();
-        let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(EventLayer::new(
-            sink,
-            Format::Json,
-            None,
-        ));
+        // As a sidecar has it by default.
+        let filter = Targets::new().with_default(LevelFilter::INFO).with_target("h2", LevelFilter::ERROR);
+        let subscriber =
+            tracing_subscriber::registry().with(filter).with(EventLayer::new(sink, Format::Json, None));
         tracing::subscriber::set_global_default(subscriber).unwrap();
         logs
     };
