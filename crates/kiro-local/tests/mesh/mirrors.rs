@@ -135,6 +135,8 @@ async fn the_policy_judges_copies() {
         (Some("denied"), Some("policy_method")),
         "{line}"
     );
+    // By its own sidecar: nothing was sent that the other one would have refused as well.
+    assert_eq!(line["attempts"], 0, "{line}");
     assert!(copy.seen().is_empty());
     assert!(world.stop().await);
 }
