@@ -34,19 +34,25 @@ impl Failure {
         Self { refused, reached: retry::Failure::Connect }
     }
 
+    /// Whether it is the request itself, or this side, that no other attempt would mend.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(
+            self.refused.reject,
+            Reject::EdgeSecretMissing
+                | Reject::SignatureLabelTaken
+                | Reject::HeaderInvalid
+                | Reject::HeadersTooLarge
+                | Reject::PathInvalid
+                | Reject::RequestTimeout
+                | Reject::MessageInvalid
+        )
+    }
+
     /// Whom it counts against. What failed on this side says nothing about the replica.
     pub(crate) fn outcome(&self) -> Outcome {
         match (self.reached, self.refused.reject) {
-            (
-                _,
-                Reject::QueueFull
-                | Reject::EdgeSecretMissing
-                | Reject::SignatureLabelTaken
-                | Reject::HeaderInvalid
-                | Reject::PathInvalid
-                | Reject::RequestTimeout
-                | Reject::MessageInvalid,
-            ) => Outcome::Abandoned,
+            (_, Reject::QueueFull) => Outcome::Abandoned,
+            _ if self.is_ours() => Outcome::Abandoned,
             // The request's own time was over before there was a connection with room, however long that would have taken.
             (retry::Failure::Connect, Reject::UpstreamTimeout) => Outcome::Abandoned,
             (retry::Failure::Connect, _) => Outcome::ConnectFailure,
@@ -168,13 +174,24 @@ impl<'a> Attempts<'a> {
 
     /// Reads an answer's head. Only a sidecar's word says that its application has not seen the request; an application's
     /// `x-kiro-reject` does not come so far.
-    pub(crate) fn read_head(&self, flight: &Flight<'_>, status: StatusCode, headers: &HeaderMap) -> Answer {
+    ///
+    /// `excused` where whoever asked gave less time than the mesh file does, or is still sending: that it was not enough says nothing
+    /// about the callee.
+    pub(crate) fn read_head(
+        &self,
+        flight: &Flight<'_>,
+        status: StatusCode,
+        headers: &HeaderMap,
+        excused: bool,
+    ) -> Answer {
         let policy = self.policy();
         let retry_after = || {
             let value = headers.get(RETRY_AFTER)?;
             retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
         };
         match reject::of_peer(headers) {
+            Some(Reject::DeadlineOver) => Answer::Final(Outcome::Abandoned),
+            Some(Reject::AppTimeout) if excused => Answer::Final(Outcome::Abandoned),
             // Whose application is unready is not asked again by the same request, and by others only as a trial. When it is worth
             // asking that replica again is no reason to keep the request from another one.
             Some(Reject::AppUnready) if self.is_elsewhere(flight) => {
@@ -217,16 +234,29 @@ impl<'a> Attempts<'a> {
     /// it can.
     pub(crate) fn overloaded(&mut self, flight: Flight<'_>, now: Instant) {
         flight.end(now, Outcome::Rejected);
-        self.told(true, now);
+        self.told(breaker::Outcome::Failure, now);
     }
 
     /// An answer that is the caller's.
     pub(crate) fn answered(&mut self, flight: Flight<'_>, outcome: Outcome, now: Instant) {
         flight.end(now, outcome);
-        if outcome != Outcome::Failure {
-            self.edge.budget.succeeded();
-        }
-        self.told(outcome == Outcome::Failure, now);
+        self.told(
+            match outcome {
+                Outcome::Failure | Outcome::ConnectFailure => breaker::Outcome::Failure,
+                Outcome::Abandoned => breaker::Outcome::Abandoned,
+                Outcome::Success | Outcome::Rejected => {
+                    self.edge.budget.succeeded();
+                    breaker::Outcome::Success
+                }
+            },
+            now,
+        );
+    }
+
+    /// A request that no attempt mends: neither replica nor budget nor breaker is held to account.
+    pub(crate) fn hopeless(&mut self, flight: Flight<'_>, now: Instant) {
+        flight.end(now, Outcome::Abandoned);
+        self.told(breaker::Outcome::Abandoned, now);
     }
 
     /// An attempt that failed, with what is left of the request: decides whether there is another.
@@ -267,7 +297,22 @@ impl<'a> Attempts<'a> {
                 Next::Again(after)
             }
             Verdict::GiveUp(reason) => {
-                self.told(outcome != Outcome::Abandoned, now);
+                // The caller is told an error, whoever's it is, but for one whose time nobody could have kept.
+                let in_order = matches!(
+                    reached,
+                    retry::Failure::GoAway | retry::Failure::RefusedStream | retry::Failure::StaleConnection
+                );
+                self.told(
+                    match outcome {
+                        Outcome::Abandoned if !in_order => breaker::Outcome::Abandoned,
+                        Outcome::Abandoned
+                        | Outcome::Success
+                        | Outcome::Rejected
+                        | Outcome::Failure
+                        | Outcome::ConnectFailure => breaker::Outcome::Failure,
+                    },
+                    now,
+                );
                 self.edge.retries.count(reason.word());
                 Next::End(reason.word())
             }
@@ -275,9 +320,8 @@ impl<'a> Attempts<'a> {
     }
 
     /// The breaker learns what the caller is told.
-    fn told(&mut self, failed: bool, now: Instant) {
+    fn told(&mut self, outcome: breaker::Outcome, now: Instant) {
         let Some((breaker, admission)) = self.admitted.take() else { return };
-        let outcome = if failed { breaker::Outcome::Failure } else { breaker::Outcome::Success };
         if let Some(transition) = breaker.record(now, admission, outcome, || fastrand::u64(..)) {
             self.edge.tell_breaker(&transition);
         }

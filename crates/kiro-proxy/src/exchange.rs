@@ -151,6 +151,8 @@ pub(crate) struct Exchange {
     deadline: Option<Deadline>,
     /// Whether that is sooner than the mesh file says, by the word of whoever asked.
     hurried: bool,
+    /// The same, by a call's own `grpc-timeout`.
+    impatient: bool,
     /// What the limits of its edge say of it.
     rates: Option<Box<Told>>,
     /// Its place among what the application has under way.
@@ -204,6 +206,7 @@ impl Exchange {
             grpc: head.version == Version::HTTP_2 && headers::is_grpc(&head.headers),
             deadline: None,
             hurried: false,
+            impatient: false,
             rates: None,
             entry: None,
             ended: None,
@@ -274,11 +277,17 @@ impl Exchange {
             Timeout::After(_) | Timeout::Off => None,
         };
         self.hurried = peer.is_some();
+        self.impatient = grpc.is_some();
         self.deadline = Budget { route, peer, grpc }.deadline(self.started);
         if self.deadline.is_some_and(|deadline| deadline.left(self.started).is_zero()) {
             return Err(Refused::new(Reject::DeadlineOver, "no time was left when the request came"));
         }
         Ok(())
+    }
+
+    /// Whether whoever asked gave it less time than the mesh file does.
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.hurried || self.impatient
     }
 
     /// How much time is left until the answer's head is of no use any more.
@@ -335,7 +344,7 @@ impl Exchange {
     /// The application has not answered.
     pub(crate) fn app_failed(&mut self, reject: Reject) {
         if let Some(mut entry) = self.entry.take() {
-            entry.failed(reject);
+            entry.failed(reject, self.hurried || self.impatient);
         }
     }
 

@@ -15,7 +15,7 @@ use http::header::SEC_WEBSOCKET_KEY;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use kiro_core::identity::Role;
 use kiro_core::mesh::Timeout;
-use kiro_core::{fields, retry};
+use kiro_core::{balance, fields, retry};
 use kiro_tls::HandshakeContext;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
@@ -248,7 +248,8 @@ pub(crate) async fn deliver(
             match attempt(worker, plan, payload, &mut flight, time, exchange, interim).await {
                 Ok(sent) => {
                     let response = &sent.response;
-                    match attempts.read_head(&flight, response.status(), response.headers()) {
+                    let excused = exchange.is_hurried() || !payload.is_whole();
+                    match attempts.read_head(&flight, response.status(), response.headers(), excused) {
                         Answer::Final(outcome) => {
                             attempts.answered(flight, outcome, Instant::now());
                             return Ok(sent);
@@ -260,9 +261,18 @@ pub(crate) async fn deliver(
                         Answer::Failed(reached, outcome) => (Ok(sent), reached, outcome),
                     }
                 }
+                Err(failure) if failure.is_ours() => {
+                    attempts.hopeless(flight, Instant::now());
+                    return Err(failure.refused);
+                }
                 Err(failure) => {
                     note(worker, peer, &flight, &failure);
-                    let outcome = failure.outcome();
+                    let excused = exchange.is_hurried() || !payload.is_whole();
+                    let outcome = if excused && failure.reached == retry::Failure::Timeout {
+                        balance::Outcome::Abandoned
+                    } else {
+                        failure.outcome()
+                    };
                     (Err(failure.refused), failure.reached, outcome)
                 }
             };

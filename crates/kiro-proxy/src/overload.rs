@@ -188,15 +188,16 @@ impl Entry {
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.latency = self.since.elapsed();
         self.outcome = match status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Outcome::Overloaded,
+            // 429 is about one caller, and must not cost the others.
+            StatusCode::SERVICE_UNAVAILABLE => Outcome::Overloaded,
             _ if status.is_client_error() || status.is_server_error() => Outcome::Ignored,
             _ => Outcome::Answered,
         };
     }
 
-    /// It has failed to.
-    pub(crate) fn failed(&mut self, reject: Reject) {
-        if reject == Reject::AppTimeout {
+    /// It has failed to; `hurried` where whoever asked gave it less time than the mesh file does, which says nothing of its load.
+    pub(crate) fn failed(&mut self, reject: Reject, hurried: bool) {
+        if reject == Reject::AppTimeout && !hurried {
             self.outcome = Outcome::Overloaded;
         }
     }

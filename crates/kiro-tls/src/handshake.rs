@@ -28,6 +28,10 @@ const LINGER: Duration = Duration::from_millis(250);
 /// What a refused caller can have under way: the rest of its handshake and the first flight of HTTP/2.
 const LINGER_BYTES_MAX: usize = 64 * 1024;
 
+/// The direction of handshakes that only find out whether an application is well. A line for each of them, every few seconds, would
+/// drown those of connections that carry requests, so they have none: whoever asks tells what came of it.
+pub const CHECK: &str = "check";
+
 /// What the log line says of the connection.
 #[derive(Clone, Debug)]
 pub struct HandshakeContext {

@@ -12,7 +12,7 @@ use kiro_core::quota::LineQuota;
 
 use crate::error::{HandshakeError, HandshakeErrorKind, Stage, explain};
 use crate::facts::{LeafFacts, instant};
-use crate::handshake::{HandshakeContext, TlsFacts};
+use crate::handshake::{CHECK, HandshakeContext, TlsFacts};
 use crate::verify::{Leg, PeerVerifier, Refusal, Side};
 
 /// The reason in the line of a handshake that was given up.
@@ -104,6 +104,9 @@ impl<'a> Line<'a> {
 
     fn write(&mut self, outcome: &Outcome<'_>) {
         self.written = true;
+        if self.context.direction == CHECK {
+            return;
+        }
         let facts = outcome.facts;
         let failure = outcome.failure.as_ref();
         let suppressed = match (failure, &self.failures) {

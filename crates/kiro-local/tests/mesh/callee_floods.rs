@@ -205,7 +205,8 @@ async fn check_flood(world: &World, door: Door, flooder: &Flooder, place: usize)
         matches!(door, Door::Peer).then_some("spiffe://test.mesh/flooder"),
         "{what}: {line}"
     );
-    assert_eq!(world.metric(service, &series).await, before + 1, "{what}");
+    // What was surely not processed is tried again, and meets the flood once more.
+    assert!(world.metric(service, &series).await > before, "{what}");
     // It is called again, by a connection of its own.
     flooder.kind.store(NONE, Ordering::SeqCst);
     eventually("it is called again", || async { ask(world).await.0 == 200 }).await;

@@ -133,6 +133,8 @@ impl World {
         local: LocalHost,
         descriptors: u64,
     ) -> Self {
+        // Before anything is written: what is met earlier may stay unheard for good (tokio-rs/tracing's callsites are cached).
+        events();
         let ports: BTreeMap<&'static str, Ports> = spec
             .services
             .iter()

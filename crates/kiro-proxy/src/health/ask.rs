@@ -20,8 +20,6 @@ use kiro_tls::HandshakeContext;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tracing::Dispatch;
-use tracing::instrument::WithSubscriber as _;
 
 use crate::limits;
 use crate::state::State;
@@ -73,12 +71,10 @@ async fn through_tls(question: &Question, stream: TcpStream, state: &State) -> R
         service: state.me.clone(),
         local: stream.local_addr().ok(),
         remote: stream.peer_addr().ok(),
-        direction: "app",
+        // Without lines: what is wrong is told with the change of state that comes of it.
+        direction: kiro_tls::CHECK,
     };
-    // A line for each of its certificates, every few seconds, would drown those of connections that carry requests. What is wrong is
-    // told with the change of state that comes of it.
-    let quiet = Box::pin(tls.connect(stream, &context)).with_subscriber(Dispatch::none());
-    let established = quiet.await.map_err(|error| {
+    let established = Box::pin(tls.connect(stream, &context)).await.map_err(|error| {
         Failed::new(Failure::Tls(error.code()), format_args!("{}; {}", error.cause(), error.fix()))
     })?;
     speak(question, established.stream, state).await
