@@ -266,3 +266,39 @@ async fn a_breaker_opens_says_when_to_come_back_and_closes() {
     assert_eq!(client.exchange(GET).await.status, 200);
     assert!(world.stop().await);
 }
+
+#[tokio::test]
+async fn whoever_gives_too_little_time_leaves_no_replica_out() {
+    let mut world = World::start(spec("breaker: { requests: 5 }")).await;
+    world.replica("callee", 2).await;
+    for host in [1, 2] {
+        world.app_on(host, "callee", |_| std::future::pending()).await;
+    }
+    let hurried = "GET http://callee/a HTTP/1.1\r\nHost: callee\r\nx-kiro-deadline: 20\r\n\r\n";
+    let mut client = Client::app_of(&world, "caller").await;
+    for _ in 0..30 {
+        assert_eq!(client.exchange(hurried).await.status, 504);
+    }
+    let up = ["up", "warming"].map(|state| format!("kiro_replicas{{to=\"callee\",state=\"{state}\"}}"));
+    assert_eq!(world.metric("caller", &up[0]).await + world.metric("caller", &up[1]).await, 2);
+    assert_eq!(world.metric("caller", "kiro_breaker{to=\"callee\",state=\"closed\"}").await, 1);
+    assert!(world.stop().await);
+}
+
+#[tokio::test]
+async fn a_request_that_can_not_be_signed_costs_no_retries() {
+    let (world, first, second) = pair("retries: 2, breaker: { requests: 5 }").await;
+    // A signature of ours under a label that is not: whoever sends it on would seem to vouch for it.
+    let fields = "Signature-Input: other=(\"@method\");tag=\"kiro\"\r\nSignature: other=:YQ==:\r\n";
+    let unsignable = format!("GET http://callee/a HTTP/1.1\r\nHost: callee\r\n{fields}\r\n");
+    for _ in 0..10 {
+        let mut client = Client::app_of(&world, "caller").await;
+        assert_eq!(client.exchange(&unsignable).await.verdict(), (400, Some("signature_label_taken")));
+    }
+    assert_eq!(first.seen() + second.seen(), 0);
+    for outcome in ["retried", "attempts", "budget", "throttled"] {
+        let series = format!("kiro_retries_total{{to=\"callee\",outcome=\"{outcome}\"}}");
+        assert_eq!(world.metric("caller", &series).await, 0, "{outcome}");
+    }
+    assert!(world.stop().await);
+}
