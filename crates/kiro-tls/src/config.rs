@@ -148,6 +148,8 @@ pub(crate) struct ClientCore {
     rules: Arc<Rules>,
     server_name: ServerName<'static>,
     alpn: &'static [&'static [u8]],
+    /// Its handshakes leave no line in the log.
+    pub(crate) silent: bool,
 }
 
 impl ClientCore {
@@ -162,7 +164,13 @@ impl ClientCore {
             ServerName::try_from(name.clone()).map_err(|cause| TlsConfigError::Name { name, cause })?;
         let expected = Expected::Exactly(dialled.clone());
         let rules = Rules { roots: identity.roots(), expected, side: Side::Client, leg };
-        Ok(Self { certificate: identity.certificate(), rules: Arc::new(rules), server_name, alpn })
+        Ok(Self {
+            certificate: identity.certificate(),
+            rules: Arc::new(rules),
+            server_name,
+            alpn,
+            silent: false,
+        })
     }
 
     pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<PeerVerifier>), rustls::Error> {
@@ -266,6 +274,16 @@ pub fn mesh_client(identity: &Arc<Identity>, dialled: &SpiffeId) -> Result<MeshC
 /// A call within the pod, over loopback.
 #[derive(Clone, Debug)]
 pub struct LoopbackClient(ClientCore);
+
+impl LoopbackClient {
+    /// The same, whose handshakes leave no line: of those that only find out whether an application is well there is one every few
+    /// seconds, and they would drown those of connections that carry requests. Whoever asks tells what came of it.
+    #[must_use]
+    pub fn without_lines(mut self) -> Self {
+        self.0.silent = true;
+        self
+    }
+}
 
 /// Sets up calls from a sidecar to its application, which speaks HTTP/1.1.
 ///
@@ -418,8 +436,13 @@ mod tests {
             leg: Leg::Mesh,
         };
         let server_name = ServerName::try_from("profile").unwrap();
-        let client =
-            ClientCore { certificate: server.certificate, rules: Arc::new(rules), server_name, alpn: &[H2] };
+        let client = ClientCore {
+            certificate: server.certificate,
+            rules: Arc::new(rules),
+            server_name,
+            alpn: &[H2],
+            silent: false,
+        };
         let (config, _) = client.config().unwrap();
         // rustls gives no other way to ask.
         let shown = format!("{:?}", config.resumption);

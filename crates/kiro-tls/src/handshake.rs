@@ -28,10 +28,6 @@ const LINGER: Duration = Duration::from_millis(250);
 /// What a refused caller can have under way: the rest of its handshake and the first flight of HTTP/2.
 const LINGER_BYTES_MAX: usize = 64 * 1024;
 
-/// The direction of handshakes that only find out whether an application is well. A line for each of them, every few seconds, would
-/// drown those of connections that carry requests, so they have none: whoever asks tells what came of it.
-pub const CHECK: &str = "check";
-
 /// What the log line says of the connection.
 #[derive(Clone, Debug)]
 pub struct HandshakeContext {
@@ -143,6 +139,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut line = Line::new(context, Side::Client, core.leg(), Some(core.expected()));
+    line.silent = core.silent;
     let (config, verifier) = match core.config() {
         Ok(made) => made,
         Err(error) => return Err(line.failed(&io::Error::other(error), Stage::Later)),

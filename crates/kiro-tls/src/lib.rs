@@ -35,7 +35,7 @@ pub use edges::EdgeSecrets;
 pub use error::{HandshakeError, HandshakeErrorKind, classify_io};
 pub use expiry::{ExpiryLevel, ExpiryWarning, expiry_warning};
 pub use facts::LeafFacts;
-pub use handshake::{CHECK, Established, HandshakeContext, TlsFacts, exporter};
+pub use handshake::{Established, HandshakeContext, TlsFacts, exporter};
 pub use identity::{Identity, IdentityError, Material};
 pub use sidecar::{IngressFiles, IngressMaterial, SidecarFiles, SidecarIdentity, SidecarSource};
 pub use watch::{POLL_EVERY, watch_sidecar};

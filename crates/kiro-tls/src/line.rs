@@ -12,7 +12,7 @@ use kiro_core::quota::LineQuota;
 
 use crate::error::{HandshakeError, HandshakeErrorKind, Stage, explain};
 use crate::facts::{LeafFacts, instant};
-use crate::handshake::{CHECK, HandshakeContext, TlsFacts};
+use crate::handshake::{HandshakeContext, TlsFacts};
 use crate::verify::{Leg, PeerVerifier, Refusal, Side};
 
 /// The reason in the line of a handshake that was given up.
@@ -26,6 +26,8 @@ pub(crate) struct Line<'a> {
     pub(crate) verifier: Option<Arc<PeerVerifier>>,
     /// Bounds the lines of failures; absent where no stranger can cause them.
     pub(crate) failures: Option<Arc<LineQuota>>,
+    /// Nobody wants the line: see [`crate::LoopbackClient::without_lines`].
+    pub(crate) silent: bool,
     written: bool,
 }
 
@@ -48,7 +50,7 @@ struct Failure<'a> {
 
 impl<'a> Line<'a> {
     pub(crate) fn new(context: &'a HandshakeContext, side: Side, leg: Leg, expected: Option<String>) -> Self {
-        Self { context, side, leg, expected, verifier: None, failures: None, written: false }
+        Self { context, side, leg, expected, verifier: None, failures: None, silent: false, written: false }
     }
 
     /// The peer has proven itself.
@@ -104,7 +106,7 @@ impl<'a> Line<'a> {
 
     fn write(&mut self, outcome: &Outcome<'_>) {
         self.written = true;
-        if self.context.direction == CHECK {
+        if self.silent {
             return;
         }
         let facts = outcome.facts;

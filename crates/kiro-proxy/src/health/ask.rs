@@ -71,12 +71,13 @@ async fn through_tls(question: &Question, stream: TcpStream, state: &State) -> R
         service: state.me.clone(),
         local: stream.local_addr().ok(),
         remote: stream.peer_addr().ok(),
-        // Without lines: what is wrong is told with the change of state that comes of it.
-        direction: kiro_tls::CHECK,
+        direction: "app",
     };
-    let established = Box::pin(tls.connect(stream, &context)).await.map_err(|error| {
-        Failed::new(Failure::Tls(error.code()), format_args!("{}; {}", error.cause(), error.fix()))
-    })?;
+    // What is wrong is told with the change of state that comes of it.
+    let established =
+        Box::pin(tls.clone().without_lines().connect(stream, &context)).await.map_err(|error| {
+            Failed::new(Failure::Tls(error.code()), format_args!("{}; {}", error.cause(), error.fix()))
+        })?;
     speak(question, established.stream, state).await
 }
 
