@@ -48,11 +48,10 @@ impl Failure {
         )
     }
 
-    /// Whom it counts against. What failed on this side says nothing about the replica.
+    /// Whom it counts against. What failed on this side says nothing about the replica; see also [`Failure::is_ours`].
     pub(crate) fn outcome(&self) -> Outcome {
         match (self.reached, self.refused.reject) {
             (_, Reject::QueueFull) => Outcome::Abandoned,
-            _ if self.is_ours() => Outcome::Abandoned,
             // The request's own time was over before there was a connection with room, however long that would have taken.
             (retry::Failure::Connect, Reject::UpstreamTimeout) => Outcome::Abandoned,
             (retry::Failure::Connect, _) => Outcome::ConnectFailure,
@@ -96,7 +95,7 @@ fn of_status(status: StatusCode) -> Outcome {
 pub(crate) struct Attempts<'a> {
     edge: &'a Arc<Edge>,
     replicas: Rc<[Arc<Replica>]>,
-    policy: Option<&'a RetryPolicy>,
+    policy: &'a RetryPolicy,
     method: &'a Method,
     tried: Vec<SocketAddr>,
     made: u32,
@@ -141,7 +140,10 @@ impl<'a> Attempts<'a> {
             },
         };
         edge.budget.deposit(now);
-        let policy = terms.retries;
+        let policy = match terms.retries {
+            Some(policy) => policy,
+            None => RetryPolicy::none(),
+        };
         Ok(Self { edge, replicas, policy, method, tried: Vec::new(), made: 0, admitted })
     }
 
@@ -156,19 +158,10 @@ impl<'a> Attempts<'a> {
 
     /// How long one attempt may take, of what is left.
     pub(crate) fn within(&self, left: Timeout) -> Timeout {
-        let per_try = self.policy.and_then(|policy| policy.settings().per_try_timeout);
-        match (left, per_try) {
+        match (left, self.policy.settings().per_try_timeout) {
             (Timeout::After(left), Some(per_try)) => Timeout::After(left.min(per_try)),
             (Timeout::Off, Some(per_try)) => Timeout::After(per_try),
             (left, None) => left,
-        }
-    }
-
-    /// The rules of what is tried again.
-    pub(crate) fn policy(&self) -> &'a RetryPolicy {
-        match self.policy {
-            Some(policy) => policy,
-            None => RetryPolicy::none(),
         }
     }
 
@@ -184,7 +177,7 @@ impl<'a> Attempts<'a> {
         headers: &HeaderMap,
         excused: bool,
     ) -> Answer {
-        let policy = self.policy();
+        let policy = self.policy;
         let retry_after = || {
             let value = headers.get(RETRY_AFTER)?;
             retry::parse_retry_after(value.as_bytes(), unix_seconds(SystemTime::now()))
@@ -194,12 +187,14 @@ impl<'a> Attempts<'a> {
             Some(Reject::AppTimeout) if excused => Answer::Final(Outcome::Abandoned),
             // Whose application is unready is not asked again by the same request, and by others only as a trial. When it is worth
             // asking that replica again is no reason to keep the request from another one.
-            Some(Reject::AppUnready) if self.is_elsewhere(flight) => {
+            Some(Reject::AppUnready) if self.is_elsewhere(flight.address()) => {
                 Answer::Failed(retry::Failure::NotProcessed { retry_after: None }, Outcome::Failure)
             }
             Some(Reject::AppUnready) => Answer::Final(Outcome::Failure),
             // Whoever has too much to do already is not asked again by the same caller.
-            Some(reject) if reject.is_overload() && !self.is_elsewhere(flight) => Answer::Overloaded,
+            Some(reject) if reject.is_overload() && !self.is_elsewhere(flight.address()) => {
+                Answer::Overloaded
+            }
             // Another may have room. To leave this one out for its word would only give the others more to do.
             Some(reject) if reject.is_overload() => Answer::Failed(retry::Failure::Busy, Outcome::Rejected),
             Some(reject) if reject.is_before_the_application() => {
@@ -221,13 +216,10 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Whether there is a replica that this request has not been to.
-    fn is_elsewhere(&self, flight: &Flight<'_>) -> bool {
-        let here = flight.address();
-        self.replicas
-            .iter()
-            .map(|replica| replica.address())
-            .any(|one| Some(one) != here && !self.tried.contains(&one))
+    /// Whether there is a replica that this request has not been to, nor is at now.
+    fn is_elsewhere(&self, here: Option<SocketAddr>) -> bool {
+        let mut addresses = self.replicas.iter().map(|replica| replica.address());
+        addresses.any(|one| Some(one) != here && !self.tried.contains(&one))
     }
 
     /// The replica has too much to do, and says so to the caller. For the service's breaker that is a failure; the replica does what
@@ -237,7 +229,8 @@ impl<'a> Attempts<'a> {
         self.told(breaker::Outcome::Failure, now);
     }
 
-    /// An answer that is the caller's.
+    /// An answer that is the caller's; or the end of a request that no attempt mends, which was abandoned: neither replica nor budget
+    /// nor breaker is held to account.
     pub(crate) fn answered(&mut self, flight: Flight<'_>, outcome: Outcome, now: Instant) {
         flight.end(now, outcome);
         self.told(
@@ -251,12 +244,6 @@ impl<'a> Attempts<'a> {
             },
             now,
         );
-    }
-
-    /// A request that no attempt mends: neither replica nor budget nor breaker is held to account.
-    pub(crate) fn hopeless(&mut self, flight: Flight<'_>, now: Instant) {
-        flight.end(now, Outcome::Abandoned);
-        self.told(breaker::Outcome::Abandoned, now);
     }
 
     /// An attempt that failed, with what is left of the request: decides whether there is another.
@@ -282,7 +269,7 @@ impl<'a> Attempts<'a> {
             method: self.method,
             failure: reached,
             attempts_made: self.made,
-            another_replica: self.replicas.iter().any(|replica| !self.tried.contains(&replica.address())),
+            another_replica: self.is_elsewhere(address),
             body_replayable,
             response_begun: false,
             left: match left {
@@ -290,7 +277,7 @@ impl<'a> Attempts<'a> {
                 Timeout::Off => None,
             },
         };
-        let verdict = retry::decide(self.policy(), &self.edge.budget, &attempt, now, fastrand::u64(..));
+        let verdict = retry::decide(self.policy, &self.edge.budget, &attempt, now, fastrand::u64(..));
         match verdict {
             Verdict::Retry { after } => {
                 self.edge.retries.count(RETRIED);

@@ -343,8 +343,9 @@ impl Exchange {
 
     /// The application has not answered.
     pub(crate) fn app_failed(&mut self, reject: Reject) {
+        let hurried = self.is_hurried();
         if let Some(mut entry) = self.entry.take() {
-            entry.failed(reject, self.hurried || self.impatient);
+            entry.failed(reject, hurried);
         }
     }
 

@@ -262,7 +262,7 @@ pub(crate) async fn deliver(
                     }
                 }
                 Err(failure) if failure.is_ours() => {
-                    attempts.hopeless(flight, Instant::now());
+                    attempts.answered(flight, balance::Outcome::Abandoned, Instant::now());
                     return Err(failure.refused);
                 }
                 Err(failure) => {
