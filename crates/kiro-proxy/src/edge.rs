@@ -15,6 +15,7 @@ use kiro_core::identity::ServiceName;
 use kiro_core::retry::{GiveUp, RetryBudget};
 use tokio::sync::{Notify, watch};
 
+use crate::counts::Counts;
 use crate::faults::WORDS as FAULTS;
 use crate::mirror::WORDS as COPIES;
 use crate::overload::AppLimits;
@@ -50,10 +51,19 @@ pub(crate) struct Edge {
     pub(crate) known: watch::Sender<Known>,
     /// Wakes whoever asks for the name.
     pub(crate) again: Arc<Notify>,
-    breaker: Mutex<Option<Arc<Breaker>>>,
-    place: Mutex<Arc<[SocketAddr]>>,
+    declared: Mutex<Declared>,
     followed: AtomicBool,
     used: AtomicBool,
+}
+
+/// What the newest mesh file that was asked about says of a service.
+#[derive(Debug)]
+struct Declared {
+    /// Which mesh file. A request that began under an older one does not take this back.
+    number: u64,
+    /// Where the service is; empty where DNS says it.
+    endpoints: Arc<[SocketAddr]>,
+    breaker: Option<Arc<Breaker>>,
 }
 
 /// One state's view of an edge.
@@ -76,42 +86,46 @@ impl Edge {
             copies: Counts::of(&COPIES),
             known: watch::Sender::new(Known::default()),
             again: Arc::new(Notify::new()),
-            breaker: Mutex::default(),
-            place: Mutex::new(Arc::from([])),
+            declared: Mutex::new(Declared { number: 0, endpoints: Arc::from([]), breaker: None }),
             followed: AtomicBool::new(false),
             used: AtomicBool::new(true),
         }
     }
 
-    /// The breaker with these settings: the one that is there, if it has them.
-    fn breaker(&self, settings: Option<BreakerSettings>, now: Instant) -> Option<Arc<Breaker>> {
-        let mut breaker = lock(&self.breaker);
-        if breaker.as_ref().map(|breaker| breaker.settings()) != settings {
-            *breaker = settings.and_then(|settings| Breaker::new(settings, now).ok());
+    /// Takes over what the mesh file of that number says, unless a newer one has spoken. Gives the breaker with these settings: the one
+    /// that is there, if it has them.
+    fn declare(
+        &self,
+        number: u64,
+        endpoints: &Arc<[SocketAddr]>,
+        breaker: Option<BreakerSettings>,
+        now: Instant,
+    ) -> Option<Arc<Breaker>> {
+        let mut declared = lock(&self.declared);
+        if number < declared.number {
+            return declared.breaker.clone().filter(|_| breaker.is_some());
         }
-        breaker.clone()
+        declared.number = number;
+        if declared.endpoints != *endpoints {
+            declared.endpoints.clone_from(endpoints);
+            // Where DNS is asked from now on, its answer replaces what the file said.
+            self.learn(endpoints, now);
+            self.known.send_replace(Known::default());
+        }
+        if declared.breaker.as_ref().map(|breaker| breaker.settings()) != breaker {
+            declared.breaker = breaker.and_then(|settings| Breaker::new(settings, now).ok());
+        }
+        declared.breaker.clone()
     }
 
     /// The breaker as it is, for people to look at.
     pub(crate) fn current_breaker(&self) -> Option<Arc<Breaker>> {
-        lock(&self.breaker).clone()
-    }
-
-    /// Takes over where the mesh file says that the service is; nothing where DNS says it.
-    fn put(&self, endpoints: &Arc<[SocketAddr]>, now: Instant) {
-        let mut place = lock(&self.place);
-        if *place == *endpoints {
-            return;
-        }
-        place.clone_from(endpoints);
-        // Where DNS is asked from now on, its answer replaces what the file said.
-        self.learn(endpoints, now);
-        self.known.send_replace(Known::default());
+        lock(&self.declared).breaker.clone()
     }
 
     /// Whether the mesh file says where the service is, so that DNS is not asked.
     pub(crate) fn is_placed(&self) -> bool {
-        !lock(&self.place).is_empty()
+        !lock(&self.declared).endpoints.is_empty()
     }
 
     /// Takes over the service's addresses.
@@ -220,36 +234,12 @@ pub(crate) type EdgeFaults = Counts<{ FAULTS.len() }>;
 /// Counts of what became of the copies of requests that an edge's service got.
 pub(crate) type EdgeCopies = Counts<{ COPIES.len() }>;
 
-/// Counts by a few words.
-#[derive(Debug)]
-pub(crate) struct Counts<const N: usize> {
-    words: &'static [&'static str; N],
-    counts: [AtomicU64; N],
-}
-
-impl<const N: usize> Counts<N> {
-    fn of(words: &'static [&'static str; N]) -> Self {
-        Self { words, counts: std::array::from_fn(|_| AtomicU64::new(0)) }
-    }
-
-    /// Counts one.
-    pub(crate) fn count(&self, word: &str) {
-        let place = self.words.iter().position(|known| *known == word);
-        if let Some(count) = place.and_then(|place| self.counts.get(place)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// All counts, with their words.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.words.iter().copied().zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed)))
-    }
-}
-
 /// The edges of one sidecar.
 #[derive(Debug, Default)]
 pub(crate) struct Edges {
     calls: Mutex<HashMap<ServiceName, Arc<Edge>>>,
+    /// How many mesh files have been read.
+    files: AtomicU64,
     /// What has passed of the requests that may come.
     pub(crate) rates: Rates,
     /// How many requests the application has under way.
@@ -257,10 +247,16 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
-    /// The edge to a service, as one state of the mesh declares it.
+    /// The number of a mesh file that has just been read.
+    pub(crate) fn next_file(&self) -> u64 {
+        self.files.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The edge to a service, as the mesh file of that number declares it.
     pub(crate) fn calls(
         &self,
         name: &ServiceName,
+        number: u64,
         endpoints: &Arc<[SocketAddr]>,
         breaker: Option<BreakerSettings>,
         now: Instant,
@@ -270,8 +266,7 @@ impl Edges {
             let new = || Arc::new(Edge::new(name.clone(), now));
             Arc::clone(edges.entry(name.clone()).or_insert_with(new))
         };
-        edge.put(endpoints, now);
-        let breaker = edge.breaker(breaker, now);
+        let breaker = edge.declare(number, endpoints, breaker, now);
         Calls { edge, breaker }
     }
 
@@ -290,4 +285,32 @@ impl Edges {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(edge: &Edge) -> Vec<SocketAddr> {
+        edge.replicas.snapshot().iter().map(|replica| replica.address()).collect()
+    }
+
+    #[test]
+    fn a_request_of_an_older_mesh_file_takes_nothing_back() {
+        let (edges, now) = (Edges::default(), Instant::now());
+        let name = ServiceName::parse("profile").unwrap();
+        let place =
+            |port: u16| -> Arc<[SocketAddr]> { Arc::from([SocketAddr::from(([127, 0, 0, 1], port))]) };
+        let (old, new) = (edges.next_file(), edges.next_file());
+        let settings = BreakerSettings { requests_min: 7, ..BreakerSettings::default() };
+        let first = edges.calls(&name, new, &place(2), Some(settings), now);
+        // Its state is older, and it is the first of its state to call.
+        let late = edges.calls(&name, old, &place(1), Some(BreakerSettings::default()), now);
+        assert_eq!(addresses(&late.edge), [place(2)[0]]);
+        assert!(Arc::ptr_eq(&late.breaker.unwrap(), first.breaker.as_ref().unwrap()));
+        assert_eq!(first.edge.current_breaker().unwrap().settings(), settings);
+        assert!(edges.calls(&name, old, &place(1), None, now).breaker.is_none());
+        let newest = edges.calls(&name, edges.next_file(), &place(3), None, now);
+        assert_eq!(addresses(&newest.edge), [place(3)[0]]);
+    }
 }

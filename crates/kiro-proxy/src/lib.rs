@@ -13,6 +13,7 @@ mod app;
 mod attempt;
 mod body;
 mod client;
+mod counts;
 mod discover;
 mod drain;
 mod early;

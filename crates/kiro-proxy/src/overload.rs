@@ -7,7 +7,6 @@
 //!
 //! The rule, its count and its queue are `kiro-core`'s and shared by all workers; here are the waiting, and the places.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use kiro_core::concurrency::{
 use kiro_core::mesh::Timeout;
 use tokio::sync::oneshot;
 
+use crate::counts::Counts;
 use crate::reject::{Refused, Reject};
 
 /// What wakes a request that waits.
@@ -34,7 +34,7 @@ const DEADLINE: &str = "deadline";
 pub(crate) struct AppLimit {
     /// The rule.
     pub(crate) rule: ConcurrencyLimit<Waker>,
-    shed: [AtomicU64; SHED_REASONS.len()],
+    shed: Counts<{ SHED_REASONS.len() }>,
 }
 
 fn wake(waiter: Waker, verdict: Verdict) -> bool {
@@ -43,12 +43,12 @@ fn wake(waiter: Waker, verdict: Verdict) -> bool {
 
 impl AppLimit {
     fn new(settings: ConcurrencySettings, now: Instant) -> Self {
-        Self { rule: ConcurrencyLimit::new(settings, now), shed: Default::default() }
+        Self { rule: ConcurrencyLimit::new(settings, now), shed: Counts::of(&SHED_REASONS) }
     }
 
     /// How many were refused, by reason.
     pub(crate) fn shed(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        SHED_REASONS.into_iter().zip(self.shed.iter().map(|count| count.load(Ordering::Relaxed)))
+        self.shed.counts()
     }
 
     /// Takes a place, if need be after a wait, which is part of the time that is left.
@@ -90,10 +90,7 @@ impl AppLimit {
     }
 
     fn refused(&self, code: &str, why: &str) -> Refused {
-        let place = SHED_REASONS.iter().position(|known| *known == code);
-        if let Some(count) = place.and_then(|place| self.shed.get(place)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.shed.count(code);
         let most = self.rule.limit();
         let cause =
             format!("`traffic.concurrency`: the application has {most} requests under way, {why} ({code})");

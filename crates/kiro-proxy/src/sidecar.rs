@@ -159,7 +159,8 @@ impl Sidecar {
         let identity = kiro_tls::watch_sidecar(settings.identity.clone(), expected)?;
         let first = Arc::clone(&identity.borrow());
         note_expiry(&metrics, &first);
-        let state = State::build(1, mesh, first, &metrics, &edges)?;
+        let state = State::build(1, mesh, first, &metrics)?;
+        state.take_over(&edges);
         faults::tell(&state);
         let listeners = Listeners::bind(&settings, &state)?;
         let addresses = listeners.addresses.clone();
@@ -457,7 +458,7 @@ impl Follower {
 
     fn publish(&mut self, mesh: Arc<OwnMesh>, what: &'static str) {
         let identity = Arc::clone(&self.identity.borrow());
-        let built = State::build(self.generation + 1, mesh, identity, &self.metrics, &self.edges);
+        let built = State::build(self.generation + 1, mesh, identity, &self.metrics);
         let state = match built {
             Ok(state) => state,
             Err(error) => {
@@ -472,6 +473,7 @@ impl Follower {
             tracing::warn!(target: "kiro::reload", service = %self.settings.service, "ingress ports have changed: they are bound at the next start");
         }
         self.generation += 1;
+        state.take_over(&self.edges);
         let changed = !Arc::ptr_eq(&before.mesh(), &state.mesh());
         let state = Arc::new(state);
         self.states.send_replace(Arc::clone(&state));

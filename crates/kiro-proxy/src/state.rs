@@ -61,6 +61,8 @@ pub(crate) struct Peer {
     /// What all workers share about the calls to it; made with the first one, since most of a large mesh is never called.
     calls: OnceLock<Calls>,
     edges: Arc<Edges>,
+    /// The number of the mesh file.
+    file: u64,
     /// Counts of the edge from it.
     incoming: Arc<EdgeMetrics>,
 }
@@ -68,7 +70,10 @@ pub(crate) struct Peer {
 impl Peer {
     /// What all workers share about the calls to it.
     pub(crate) fn calls(&self) -> &Calls {
-        let make = || self.edges.calls(&self.name, &self.endpoints, self.traffic.breaker, Instant::now());
+        let make = || {
+            let (breaker, now) = (self.traffic.breaker, Instant::now());
+            self.edges.calls(&self.name, self.file, &self.endpoints, breaker, now)
+        };
         self.calls.get_or_init(make)
     }
 }
@@ -164,7 +169,6 @@ impl State {
         mesh: Arc<OwnMesh>,
         identity: Arc<SidecarIdentity>,
         metrics: &Metrics,
-        edges: &Arc<Edges>,
     ) -> Result<Self, StateError> {
         let id = identity.identity.spiffe().clone();
         if id.trust_domain != mesh.trust_domain {
@@ -185,9 +189,6 @@ impl State {
             }
             _ => None,
         };
-        edges.keep(|name| *name == mesh.me || mesh.index.contains_key(name));
-        edges.rates.keep(&mesh.rates);
-        edges.app.keep(mesh.concurrency.as_ref());
         let app = &mesh.service.app;
         let mutual = app.tls == AppTls::Mutual;
         Ok(Self {
@@ -212,6 +213,13 @@ impl State {
             identity,
             mesh,
         })
+    }
+
+    /// Lets go of what was kept for what the mesh file says no more; for a state that is taken, since one that is refused changes nothing.
+    pub(crate) fn take_over(&self, edges: &Edges) {
+        edges.keep(|name| *name == self.me || self.index.contains_key(name));
+        edges.rates.keep(&self.rates);
+        edges.app.keep(self.concurrency.as_ref());
     }
 
     /// What it took of the mesh file, for a state with another identity.
@@ -310,6 +318,7 @@ fn faults(me: &ServiceName, to: &ServiceName, mesh: &Mesh) -> Option<Box<[FaultL
 
 fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -> Vec<Peer> {
     let local_ports = mesh.local_ports(me);
+    let file = edges.next_file();
     mesh.services
         .iter()
         .filter(|(name, _)| *name != me)
@@ -329,6 +338,7 @@ fn peers(me: &ServiceName, mesh: &Mesh, metrics: &Metrics, edges: &Arc<Edges>) -
                 metrics: metrics.edge(me.as_str(), name.as_str()),
                 calls: OnceLock::new(),
                 edges: Arc::clone(edges),
+                file,
                 incoming: metrics.edge(name.as_str(), me.as_str()),
             })
         })

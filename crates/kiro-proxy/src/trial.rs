@@ -61,7 +61,7 @@ impl Trial {
         let metrics = Metrics::of_a_test(1, Admission::shared(1 << 20, 1));
         let edges = Arc::default();
         let own = Arc::new(OwnMesh::of(&mesh, &service, &metrics, &edges).unwrap());
-        let state = State::build(1, own, identity, &metrics, &edges).unwrap();
+        let state = State::build(1, own, identity, &metrics).unwrap();
         let (states, states_seen) = watch::channel(Arc::new(state));
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let settings = Settings {

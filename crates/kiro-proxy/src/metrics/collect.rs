@@ -326,6 +326,7 @@ mod tests {
             .abused(Reason::ControlFlood);
         let calls = metrics.counts.calls.calls(
             &ServiceName::parse("b").unwrap(),
+            metrics.counts.calls.next_file(),
             &Arc::from([SocketAddr::from(([127, 0, 0, 1], 15006))]),
             Some(BreakerSettings::default()),
             Instant::now(),
