@@ -15,7 +15,7 @@ mod places;
 mod seats;
 
 pub(crate) use self::gate::{Gate, HandshakeTurn};
-pub(crate) use self::heads::{HalfHead, HalfHeads};
+pub(crate) use self::heads::{Block, HalfHead, HalfHeads};
 pub(crate) use self::places::{Place, Places};
 pub(crate) use self::seats::{PeerSeat, Peers, Seat, Seats};
 use crate::limits;

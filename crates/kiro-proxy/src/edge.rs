@@ -204,7 +204,8 @@ impl Edge {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+/// A time as log and documents have it.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -3,6 +3,8 @@
 //! An [`Exchange`] is made when a request's head is read and is recorded exactly once, when it is dropped: one access line, one
 //! count, one span. A client that went away drops the future that holds it, so such requests are recorded as well.
 
+mod deadline;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -10,11 +12,10 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, request};
-use kiro_core::deadline::{self, Budget, Deadline};
-use kiro_core::fields;
+use http::{HeaderMap, Method, StatusCode, Version, request};
+use kiro_core::deadline::Deadline;
 use kiro_core::identity::ServiceName;
-use kiro_core::mesh::{Protocol, Timeout, Traffic};
+use kiro_core::mesh::Protocol;
 use kiro_core::policy::{Denial, Verdict};
 use kiro_telemetry::access::AccessRecord;
 use kiro_telemetry::trace::TraceContext;
@@ -257,60 +258,6 @@ impl Exchange {
             Callee::Unknown(_) => None,
         };
         self.grpc && protocol == Some(Protocol::Grpc)
-    }
-
-    /// Takes over how long the answer's head may take: the soonest of what the mesh file says, what the caller's sidecar or the
-    /// application said in `x-kiro-deadline`, and in a call of gRPC `grpc-timeout`. Nobody's word lengthens another's.
-    ///
-    /// For a call of gRPC the mesh file says nothing: a stream may begin to answer whenever it likes.
-    pub(crate) fn take_deadline(
-        &mut self,
-        head: &mut request::Parts,
-        traffic: &Traffic,
-    ) -> Result<(), Refused> {
-        let call = self.is_call();
-        let peer = asked_for(&mut head.headers)?;
-        let grpc = if call { grpc_timeout(&head.headers) } else { None };
-        let path = head.uri.path_and_query().map_or("/", PathAndQuery::path);
-        let route = match traffic.terms(self.method(), path).timeout {
-            Timeout::After(timeout) if !call => Some(timeout),
-            Timeout::After(_) | Timeout::Off => None,
-        };
-        self.hurried = peer.is_some();
-        self.impatient = grpc.is_some();
-        self.deadline = Budget { route, peer, grpc }.deadline(self.started);
-        if self.deadline.is_some_and(|deadline| deadline.left(self.started).is_zero()) {
-            return Err(Refused::new(Reject::DeadlineOver, "no time was left when the request came"));
-        }
-        Ok(())
-    }
-
-    /// Whether whoever asked gave it less time than the mesh file does.
-    pub(crate) fn is_hurried(&self) -> bool {
-        self.hurried || self.impatient
-    }
-
-    /// How much time is left until the answer's head is of no use any more.
-    pub(crate) fn time_left(&self) -> Timeout {
-        self.time_left_at(Instant::now())
-    }
-
-    /// The same, as of a time that was read already.
-    pub(crate) fn time_left_at(&self, now: Instant) -> Timeout {
-        self.deadline.map_or(Timeout::Off, |deadline| Timeout::After(deadline.left(now)))
-    }
-
-    /// Lets the next hop know how much time is left, where it can't know that from the mesh file: at another attempt than the first,
-    /// or where somebody asked for less.
-    pub(crate) fn tell_deadline(&self, headers: &mut HeaderMap) {
-        let Some(deadline) = self.deadline.filter(|_| self.hurried || self.attempts > 1) else { return };
-        let now = Instant::now();
-        if let Some(left) = deadline.field(now) {
-            headers.insert(fields::DEADLINE.clone(), left);
-        }
-        if headers.contains_key(&GRPC_TIMEOUT) {
-            headers.insert(GRPC_TIMEOUT.clone(), deadline.grpc_timeout(now));
-        }
     }
 
     /// Notes what the limits of its edge say of it.
@@ -599,29 +546,6 @@ impl Drop for Exchange {
         self.worker.access_line(&record);
         self.span(Some(status), self.reject);
     }
-}
-
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-
-/// What `x-kiro-deadline` says, which goes no further as it is.
-fn asked_for(headers: &mut HeaderMap) -> Result<Option<std::time::Duration>, Refused> {
-    if !headers.contains_key(&fields::DEADLINE) {
-        return Ok(None);
-    }
-    let wrong = |what: String| Refused::new(Reject::HeaderInvalid, format!("x-kiro-deadline: {what}"));
-    if headers.get_all(&fields::DEADLINE).iter().nth(1).is_some() {
-        return Err(wrong("it is there twice".to_owned()));
-    }
-    let asked = headers.remove(&fields::DEADLINE);
-    let parse = |asked: HeaderValue| {
-        deadline::parse_field(asked.as_bytes()).map_err(|error| wrong(error.to_string()))
-    };
-    asked.map(parse).transpose()
-}
-
-/// What `grpc-timeout` says. One that says nothing is left to the application, which sees it as it came.
-fn grpc_timeout(headers: &HeaderMap) -> Option<std::time::Duration> {
-    deadline::parse_grpc_timeout(headers.get(&GRPC_TIMEOUT)?.as_bytes()).ok()
 }
 
 /// The protocol's name by the semantic conventions, with its family.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kiro_core::mesh::Timeout;
 use kiro_core::shaping::Injected;
 
+use crate::edge::milliseconds;
 use crate::exchange::Exchange;
 use crate::headers;
 use crate::reject::{Refused, Reject};
@@ -74,7 +75,7 @@ pub(crate) fn tell(state: &State) {
             let (delay, abort) = (line.fault.delay(), line.fault.abort());
             tracing::warn!(
                 target: "kiro::faults", service, to = peer.name.as_str(),
-                delay_ms = delay.map(|(_, delay)| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+                delay_ms = delay.map(|(_, delay)| milliseconds(delay)),
                 delay_percent = delay.map(|(share, _)| share.in_percent()),
                 abort = abort.map(|(_, status)| status.as_u16()),
                 abort_percent = abort.map(|(share, _)| share.in_percent()),

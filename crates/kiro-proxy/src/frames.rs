@@ -17,8 +17,8 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::abuse::Reason;
-use crate::admission::{HalfHead, HalfHeads};
-use crate::limits::{self, CLIENT_HEADER_LIST_BYTES, FrameAllowance, STREAMS_A_TURN};
+use crate::admission::{Block, HalfHeads};
+use crate::limits::{self, FrameAllowance, STREAMS_A_TURN};
 
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
@@ -247,40 +247,10 @@ struct Watch {
     block: Option<Block>,
 }
 
-/// What the library holds of a header block that is not whole, be it a head or trailers.
-#[derive(Debug)]
-struct Block {
-    goes_on: bool,
-    /// Kept from the block's first frame that is not its last one until it is whole.
-    half: Option<HalfHead>,
-    heads: Arc<HalfHeads>,
-}
-
-impl Block {
-    /// A frame of it came; whatever its size, the library may make of a block as much as it lets a list of fields have.
-    fn came(&mut self, head: Head) {
-        self.goes_on = head.flags & END_HEADERS == 0;
-    }
-
-    /// A frame is whole.
-    fn whole(&mut self, reader: &Waker) {
-        if !self.goes_on {
-            self.half = None;
-        } else if self.half.is_none() {
-            self.half = Some(self.heads.begin(CLIENT_HEADER_LIST_BYTES as usize, reader));
-        }
-    }
-
-    fn is_cut(&self) -> bool {
-        self.half.as_ref().is_some_and(HalfHead::is_cut)
-    }
-}
-
 impl<S> FrameTap<S> {
     /// Taps a server's stream before its preface is read.
     pub(crate) fn new(inner: S, allowance: &FrameAllowance, heads: &Arc<HalfHeads>) -> (Self, Rc<Seen>) {
-        let block = Block { goes_on: false, half: None, heads: Arc::clone(heads) };
-        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None, Some(block))
+        Self::tap(inner, allowance, (PREFACE_BYTES, 0), None, Some(Block::new(heads)))
     }
 
     /// Taps a client's stream before its preface is written.
@@ -360,7 +330,7 @@ impl Watch {
             }
             HEADERS => {
                 if let Some(block) = &mut self.block {
-                    block.came(head);
+                    block.came(head.flags & END_HEADERS != 0);
                 }
                 if head.stream > self.last_stream {
                     self.last_stream = head.stream;
@@ -374,7 +344,7 @@ impl Watch {
             DATA => head.length > 0 || head.flags & END_STREAM != 0 || self.control.take(),
             CONTINUATION => {
                 if let Some(block) = &mut self.block {
-                    block.came(head);
+                    block.came(head.flags & END_HEADERS != 0);
                 }
                 self.head_ends(head);
                 head.length >= CONTINUATION_BYTES || self.control.take()

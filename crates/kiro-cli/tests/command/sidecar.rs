@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
 use kiro_core::identity::{ServiceName, SpiffeId};
 use kiro_core::mesh::Mesh;
@@ -140,7 +139,7 @@ pub(crate) fn play(plays: Plays) -> (SocketAddr, Receiver<String>) {
                         let _ = established.stream.flush().await;
                         kept.push(established.stream);
                     }
-                    Plays::Silent => tokio::time::sleep(Duration::from_secs(3600)).await,
+                    Plays::Silent => std::future::pending().await,
                 }
             }
         });

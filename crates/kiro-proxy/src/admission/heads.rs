@@ -111,6 +111,40 @@ impl Drop for HalfHead {
     }
 }
 
+/// What the library holds of a header block that is not whole, be it a head or trailers.
+#[derive(Debug)]
+pub(crate) struct Block {
+    goes_on: bool,
+    /// Kept from the block's first frame that is not its last one until it is whole.
+    half: Option<HalfHead>,
+    heads: Arc<HalfHeads>,
+}
+
+impl Block {
+    /// None has begun.
+    pub(crate) fn new(heads: &Arc<HalfHeads>) -> Self {
+        Self { goes_on: false, half: None, heads: Arc::clone(heads) }
+    }
+
+    /// A frame of it came; whatever its size, the library may make of a block as much as it lets a list of fields have.
+    pub(crate) fn came(&mut self, ends: bool) {
+        self.goes_on = !ends;
+    }
+
+    /// A frame is whole.
+    pub(crate) fn whole(&mut self, reader: &Waker) {
+        if !self.goes_on {
+            self.half = None;
+        } else if self.half.is_none() {
+            self.half = Some(self.heads.begin(limits::CLIENT_HEADER_LIST_BYTES as usize, reader));
+        }
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.half.as_ref().is_some_and(HalfHead::is_cut)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

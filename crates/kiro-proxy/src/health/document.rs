@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kiro_core::balance::View as Replica;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::AppHealth;
 use crate::drain::Phase;
-use crate::edge::{Edge, Edges};
+use crate::edge::{Edge, Edges, milliseconds};
 use crate::state::{Peer, State};
 
 /// Writes it.
@@ -72,8 +72,4 @@ fn replica(replica: &Replica) -> Value {
         "failures": replica.failures,
         "out_for_ms": replica.out_for.map(milliseconds),
     })
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
