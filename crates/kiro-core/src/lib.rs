@@ -20,6 +20,8 @@ pub mod mesh;
 pub mod path;
 pub mod policy;
 pub mod quota;
+#[cfg(test)]
+mod random;
 pub mod rate;
 pub mod replay;
 pub mod retry;

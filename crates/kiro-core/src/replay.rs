@@ -75,6 +75,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::random::Random;
 
     /// The rule, spelled out with memory that grows.
     #[derive(Default)]
@@ -93,23 +94,6 @@ mod tests {
             }
             self.highest = self.highest.max(Some(nonce));
             self.seen.insert(nonce)
-        }
-    }
-
-    /// SplitMix64: a generator of a few lines, so that the crate needs none.
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        }
-
-        fn below(&mut self, bound: u64) -> u64 {
-            self.next() % bound
         }
     }
 

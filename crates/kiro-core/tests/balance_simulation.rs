@@ -21,6 +21,12 @@ use std::time::{Duration, Instant};
 
 use kiro_core::balance::{Change, InFlight, Outcome, Replicas, Settings, Snapshot, State, choose};
 
+#[path = "../src/random.rs"]
+#[allow(dead_code, reason = "not every simulation draws all of it")]
+mod random;
+
+use random::Random;
+
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLISECOND;
 
@@ -56,18 +62,7 @@ fn for_seeds(seeds: Range<u64>, promise: impl Fn(u64)) {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// Above 0, up to 1.
     fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64

@@ -22,18 +22,13 @@ use kiro_core::concurrency::{
 };
 use kiro_core::rate::{Keyed, KeyedSettings, RateLimit, RateSettings};
 
-/// SplitMix64: a generator of a few lines, so that the crate needs none.
-struct Random(u64);
+#[path = "../src/random.rs"]
+#[allow(dead_code, reason = "not every simulation draws all of it")]
+mod random;
+
+use random::Random;
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// From `low` to `high`, both included.
     fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)

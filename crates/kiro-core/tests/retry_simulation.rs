@@ -28,6 +28,12 @@ use kiro_core::retry::{
     Verdict, decide,
 };
 
+#[path = "../src/random.rs"]
+#[allow(dead_code, reason = "not every simulation draws all of it")]
+mod random;
+
+use random::Random;
+
 const SEED_VARIABLE: &str = "KIRO_RETRY_SEED";
 
 /// The model's clock: everything happens on one of its ticks.
@@ -40,28 +46,17 @@ const PER_TRY_TIMEOUT: Duration = Duration::from_millis(400);
 /// How much of the capacity the usual load needs.
 const USUAL_LOAD: f64 = 0.7;
 
-/// SplitMix64: a generator of a few lines, so that the crate needs none.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
+    fn place(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
+        of[self.place(of.len())]
     }
 
     fn percent(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
+        self.place(100) < percent
     }
 }
 
@@ -123,8 +118,8 @@ impl Plan {
             Trouble::Surge,
         ]);
         let begin_tick = 3 * TICKS_PER_SECOND;
-        let end_tick = begin_tick + TICKS_PER_SECOND / 2 + random.below(5 * TICKS_PER_SECOND);
-        let troubled = 1 + random.below(REPLICAS);
+        let end_tick = begin_tick + TICKS_PER_SECOND / 2 + random.place(5 * TICKS_PER_SECOND);
+        let troubled = 1 + random.place(REPLICAS);
         let full_queue_is_marked = random.percent(50);
         let deadlines_travel = random.percent(75);
         let mut plan = Self {
@@ -291,7 +286,7 @@ impl World {
 
     fn begin(&mut self) {
         let now = self.now();
-        let at = self.random.below(self.callers.len());
+        let at = self.random.place(self.callers.len());
         let caller = &mut self.callers[at];
         caller.requests += 1;
         let admission = caller.breaker.as_ref().map(|breaker| breaker.admit(now));
@@ -325,7 +320,7 @@ impl World {
         let now = self.now();
         let request = &mut self.requests[at];
         assert!(!request.deadline.is_over(now), "sent after its deadline");
-        let mut replica = self.random.below(REPLICAS);
+        let mut replica = self.random.place(REPLICAS);
         while request.tried != (1 << REPLICAS) - 1 && request.tried & 1 << replica != 0 {
             replica = (replica + 1) % REPLICAS;
         }

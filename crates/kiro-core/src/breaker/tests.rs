@@ -3,23 +3,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::thread;
 
 use super::*;
-
-/// SplitMix64: a generator of a few lines, so that the crate needs none.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
+use crate::random::Random;
 
 /// A breaker and the time, for stories.
 struct Story {

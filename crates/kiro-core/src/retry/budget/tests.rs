@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 
 use super::*;
-use crate::retry::tests::Random;
+use crate::random::Random;
 
 fn settings(ratio_percent: u32, floor_per_second: u32, burst: u32) -> BudgetSettings {
     BudgetSettings { ratio_percent, floor_per_second, burst }
