@@ -49,9 +49,11 @@ impl Failure {
     }
 
     /// Whom it counts against. What failed on this side says nothing about the replica; see also [`Failure::is_ours`].
-    pub(crate) fn outcome(&self) -> Outcome {
+    /// `excused` where whoever asked gave less time than the mesh file does, or is still sending.
+    pub(crate) fn outcome(&self, excused: bool) -> Outcome {
         match (self.reached, self.refused.reject) {
             (_, Reject::QueueFull) => Outcome::Abandoned,
+            (retry::Failure::Timeout, _) if excused => Outcome::Abandoned,
             // The request's own time was over before there was a connection with room, however long that would have taken.
             (retry::Failure::Connect, Reject::UpstreamTimeout) => Outcome::Abandoned,
             (retry::Failure::Connect, _) => Outcome::ConnectFailure,
@@ -168,8 +170,7 @@ impl<'a> Attempts<'a> {
     /// Reads an answer's head. Only a sidecar's word says that its application has not seen the request; an application's
     /// `x-kiro-reject` does not come so far.
     ///
-    /// `excused` where whoever asked gave less time than the mesh file does, or is still sending: that it was not enough says nothing
-    /// about the callee.
+    /// `excused` as in [`Failure::outcome`]: that the time was not enough says nothing about the callee then.
     pub(crate) fn read_head(
         &self,
         flight: &Flight<'_>,

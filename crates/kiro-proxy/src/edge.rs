@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kiro_core::balance::{self, Change, Replicas};
@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::counts::Counts;
 use crate::faults::WORDS as FAULTS;
+use crate::lock::lock;
 use crate::mirror::WORDS as COPIES;
 use crate::overload::AppLimits;
 use crate::rates::Rates;
@@ -282,10 +283,6 @@ impl Edges {
         edges.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         edges
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod document;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use http::StatusCode;
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use self::ask::Failed;
 pub(crate) use self::document::document;
 use crate::drain::{Phase, PhaseWatch};
+use crate::lock::lock;
 use crate::reject::{Refused, Reject};
 use crate::settings::Settings;
 use crate::state::State;
@@ -187,10 +188,6 @@ impl AppHealth {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Checks the application as the states say, until the sidecar stops.

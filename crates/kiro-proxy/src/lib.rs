@@ -32,6 +32,7 @@ mod interim;
 mod limits;
 mod listen;
 mod local;
+mod lock;
 mod metrics;
 mod mirror;
 mod outbound;

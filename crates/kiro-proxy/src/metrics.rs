@@ -10,7 +10,7 @@ mod collect;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kiro_core::quota::LineQuota;
@@ -24,6 +24,7 @@ use crate::admission::{Admission, Limit, Listener, Seat};
 use crate::exchange::Direction;
 use crate::health::AppHealth;
 use crate::limits;
+use crate::lock::lock;
 use crate::reject::CODES;
 
 /// Upper bounds of the duration buckets: from what a request on one machine takes to the default timeout.
@@ -387,7 +388,7 @@ impl Metrics {
 
     /// The counts of an edge, made on first use; called when a mesh file is read, never for a request.
     pub(crate) fn edge(&self, from: &str, to: &str) -> Arc<EdgeMetrics> {
-        let mut edges = self.counts.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut edges = lock(&self.counts.edges);
         let edge = edges
             .entry((from.to_owned(), to.to_owned()))
             .or_insert_with(|| Arc::new(EdgeMetrics::new(self.counts.loads.len())));
@@ -497,7 +498,7 @@ impl Metrics {
 
     /// The Prometheus text.
     pub(crate) fn render(&self) -> String {
-        render(&self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+        render(&lock(&self.registry))
     }
 }
 

@@ -244,38 +244,33 @@ pub(crate) async fn deliver(
         let mut flight = attempts.next(now)?;
         exchange.attempt();
         let time = attempts.within(exchange.time_left_at(now));
-        let (answer, reached, outcome) =
-            match attempt(worker, plan, payload, &mut flight, time, exchange, interim).await {
-                Ok(sent) => {
-                    let response = &sent.response;
-                    let excused = exchange.is_hurried() || !payload.is_whole();
-                    match attempts.read_head(&flight, response.status(), response.headers(), excused) {
-                        Answer::Final(outcome) => {
-                            attempts.answered(flight, outcome, Instant::now());
-                            return Ok(sent);
-                        }
-                        Answer::Overloaded => {
-                            attempts.overloaded(flight, Instant::now());
-                            return Ok(sent);
-                        }
-                        Answer::Failed(reached, outcome) => (Ok(sent), reached, outcome),
+        let attempted = attempt(worker, plan, payload, &mut flight, time, exchange, interim).await;
+        let excused = exchange.is_hurried() || !payload.is_whole();
+        let (answer, reached, outcome) = match attempted {
+            Ok(sent) => {
+                let response = &sent.response;
+                match attempts.read_head(&flight, response.status(), response.headers(), excused) {
+                    Answer::Final(outcome) => {
+                        attempts.answered(flight, outcome, Instant::now());
+                        return Ok(sent);
                     }
+                    Answer::Overloaded => {
+                        attempts.overloaded(flight, Instant::now());
+                        return Ok(sent);
+                    }
+                    Answer::Failed(reached, outcome) => (Ok(sent), reached, outcome),
                 }
-                Err(failure) if failure.is_ours() => {
-                    attempts.answered(flight, balance::Outcome::Abandoned, Instant::now());
-                    return Err(failure.refused);
-                }
-                Err(failure) => {
-                    note(worker, peer, &flight, &failure);
-                    let excused = exchange.is_hurried() || !payload.is_whole();
-                    let outcome = if excused && failure.reached == retry::Failure::Timeout {
-                        balance::Outcome::Abandoned
-                    } else {
-                        failure.outcome()
-                    };
-                    (Err(failure.refused), failure.reached, outcome)
-                }
-            };
+            }
+            Err(failure) if failure.is_ours() => {
+                attempts.answered(flight, balance::Outcome::Abandoned, Instant::now());
+                return Err(failure.refused);
+            }
+            Err(failure) => {
+                note(worker, peer, &flight, &failure);
+                let outcome = failure.outcome(excused);
+                (Err(failure.refused), failure.reached, outcome)
+            }
+        };
         let (left, replayable) = (exchange.time_left(), payload.is_whole());
         match attempts.failed(flight, (reached, outcome), replayable, left, Instant::now()) {
             // What came of the attempt is let go of first, so that its stream does not wait with us.
@@ -345,8 +340,10 @@ async fn attempt(
             Some(connected) => Some(connected),
             None => {
                 let connected = within(time, None, connecting).await;
-                // What the connection took says nothing about how quickly the replica answers.
-                flight.sent(Instant::now());
+                // What a connection took says nothing about how quickly the replica answers; that there is none does.
+                if let Some(Ok(_)) = &connected {
+                    flight.sent(Instant::now());
+                }
                 connected
             }
         }

@@ -7,7 +7,7 @@
 //!
 //! The rule, its count and its queue are `kiro-core`'s and shared by all workers; here are the waiting, and the places.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -18,6 +18,7 @@ use kiro_core::mesh::Timeout;
 use tokio::sync::oneshot;
 
 use crate::counts::Counts;
+use crate::lock::lock;
 use crate::reject::{Refused, Reject};
 
 /// What wakes a request that waits.
@@ -220,12 +221,12 @@ impl AppLimits {
 
     /// Takes over what holds from now on.
     pub(crate) fn keep(&self, limit: Option<&Arc<AppLimit>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit.cloned();
+        *lock(&self.0) = limit.cloned();
     }
 
     /// The limit as it is, where one is declared.
     pub(crate) fn current(&self) -> Option<Arc<AppLimit>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -20,6 +20,7 @@ use kiro_core::rate::{Keyed, KeyedSettings, Left, Limited, RateLimit, RateSettin
 
 use crate::exchange::Exchange;
 use crate::limits;
+use crate::lock::lock;
 use crate::proof::Trusted;
 use crate::reject::{Refused, Reject};
 
@@ -117,7 +118,7 @@ impl Rates {
         me: &ServiceName,
         now: Instant,
     ) -> Box<[Rate]> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.0);
         let rate = |line: &RateLine| {
             let before = known.get(line.name.as_str()).filter(|bucket| bucket.is_for(line));
             Some(Rate {
@@ -133,12 +134,12 @@ impl Rates {
     /// Takes over what holds from now on, and forgets all else.
     pub(crate) fn keep(&self, rates: &[Rate]) {
         let buckets = rates.iter().map(|rate| (rate.line.name.as_str().to_owned(), Arc::clone(&rate.bucket)));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = buckets.collect();
+        *lock(&self.0) = buckets.collect();
     }
 
     /// All of them, by the names of their lines.
     pub(crate) fn all(&self) -> Vec<(String, Arc<Bucket>)> {
-        let buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = lock(&self.0);
         buckets.iter().map(|(name, bucket)| (name.clone(), Arc::clone(bucket))).collect()
     }
 }

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 use crate::limits;
+use crate::lock::lock;
 
 /// The heads of one worker. All are on its thread; the lock, which nobody waits for, is there because hyper's upgrades ask for a stream
 /// that could move to another.
@@ -54,7 +55,7 @@ impl HalfHeads {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// Notes that a head has begun, and its size so far; whoever reads it is woken should it be cut.

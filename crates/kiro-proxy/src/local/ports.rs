@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kiro_core::identity::ServiceName;
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use crate::admission::Listener;
 use crate::drain::Phase;
 use crate::limits;
 use crate::listen::{self, Bound};
+use crate::lock::lock;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::state::State;
@@ -54,7 +55,7 @@ struct Socket {
 
 impl Listening {
     fn take(&self, worker: usize) -> Option<Socket> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).get_mut(worker)?.take()
+        lock(&self.sockets).get_mut(worker)?.take()
     }
 }
 

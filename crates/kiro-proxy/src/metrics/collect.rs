@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use kiro_telemetry::log::LogSink;
 use kiro_telemetry::metrics::{Histogram, Metric};
@@ -20,6 +20,7 @@ use super::{Counts, EdgeMetrics, HANDSHAKE_OUTCOMES, Leg, METHODS, STATUSES, Sha
 use crate::abuse::Reason;
 use crate::admission::{Limit, Listener};
 use crate::exchange::Direction;
+use crate::lock::lock;
 use crate::reject::CODES;
 
 /// Registers all that is counted.
@@ -109,7 +110,7 @@ fn edges(counts: &Counts, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let requests = |shard: &Shard| shard.requests.iter().flatten().map(|counter| counter.get()).sum();
     // Of the thousands that a mesh may have, few are in use.
     let edges: BTreeMap<_, _> = {
-        let all = counts.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&counts.edges);
         let used = all.iter().filter(|(_, edge)| sum(edge, requests) > 0);
         used.map(|(names, edge)| (names.clone(), Arc::clone(edge))).collect()
     };
