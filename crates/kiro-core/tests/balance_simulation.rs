@@ -417,6 +417,46 @@ fn a_slow_replica_is_hardly_noticed() {
     assert!(ratio > 20.0, "taking turns costs only {ratio}: the model is too kind");
 }
 
+/// One answer that took two seconds must not keep a replica idle for the minute in which it is forgotten.
+#[test]
+fn who_was_slow_once_soon_has_its_share_again() {
+    for_seeds(0..60, |seed| {
+        let rate = [50.0, 200.0, 1000.0][(seed % 3) as usize];
+        let count = 2 + (seed / 3 % 3) as u8;
+        let mut model = Model::new(seed, 1, rate, By::Balancer);
+        model.discover(0..count);
+        model.run(11 * SECOND);
+        model.set(0, Manner::Slow(2 * SECOND));
+        model.run(3 * SECOND);
+        model.set(0, Manner::Healthy);
+        // Ten times two seconds is more than five; then it takes a draw of 128, of two that it is one of.
+        model.run(5 * SECOND + (5.0 * 128.0 * f64::from(count) / 2.0 / rate * SECOND as f64) as u64);
+        let begin = model.now;
+        model.run(10 * SECOND);
+        let all = model.attempts.iter().filter(|(at, _)| *at >= begin).count() as f64;
+        let share = f64::from(count) * model.attempts_at(0, begin..u64::MAX) as f64 / all;
+        assert!(share > 0.7, "it has {share} of its share, of {count} at {rate} a second");
+    });
+}
+
+/// Who stays slow is asked now and then, and few requests pay for it.
+#[test]
+fn who_stays_slow_is_hardly_asked() {
+    for_seeds(0..60, |seed| {
+        let rate = [20.0, 200.0, 1000.0][(seed % 3) as usize];
+        let mut model = Model::new(seed, 1, rate, By::Balancer);
+        model.discover(0..2);
+        model.run(SECOND);
+        model.set(0, Manner::Slow(300 * MILLISECOND));
+        model.run(5 * SECOND);
+        let begin = model.now;
+        model.run(60 * SECOND);
+        let all = model.attempts.iter().filter(|(at, _)| *at >= begin).count() as f64;
+        let slow = model.attempts_at(0, begin..u64::MAX) as f64;
+        assert!(slow <= (all / 128.0 + 4.0 * (all / 128.0).sqrt()).min(20.0) + 1.0, "{slow} of {all}");
+    });
+}
+
 #[test]
 fn a_newcomer_is_eased_in() {
     for_seeds(0..15, |seed| {

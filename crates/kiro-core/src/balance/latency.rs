@@ -5,6 +5,7 @@
 //!
 //! One word holds the estimate and its time, so that several threads change both at once by compare-and-swap.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const TICK_BITS: u32 = 20;
 /// Workers read the clock at slightly different times, so an estimate can be from a moment ahead. Up to so many ticks (over an
 /// hour) are read like that; more is a count that has gone round, and has long decayed.
 const AHEAD_TICKS: u32 = 1 << 22;
+
+/// After how long, at the soonest and at the latest, a latency is asked for anew.
+const OLD_NANOS: Range<u64> = 1_000_000_000..5_000_000_000;
 
 /// What is known of a latency, decayed to the moment of the question.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,6 +110,19 @@ impl PeakEwma {
         let word = Word::unpack(self.0.load(Ordering::Relaxed));
         let (weight, _) = word.weight(now, decay);
         Latency { nanos: word.latency.nanos * weight, ..word.latency }
+    }
+
+    /// Whether it has been known for so long that it should be asked for anew: ten times as long as an answer took, but after a
+    /// second at the soonest, so that a slow replica slows down few requests, and after five at the latest.
+    pub(super) fn is_old(&self, now: u64) -> bool {
+        let word = Word::unpack(self.0.load(Ordering::Relaxed));
+        let tick = tick(now);
+        if word.tick.wrapping_sub(tick) <= AHEAD_TICKS {
+            return false;
+        }
+        let passed = u64::from(tick.wrapping_sub(word.tick)) << TICK_BITS;
+        let ten_times = (word.latency.nanos * 10.0) as u64;
+        passed >= ten_times.clamp(OLD_NANOS.start, OLD_NANOS.end)
     }
 
     /// An answer came after `sample`.
@@ -226,6 +243,20 @@ mod tests {
         // Without answers too, so that it is tried again.
         let later = milliseconds(ewma.read(61_000 * MILLISECOND, DECAY));
         assert!(later < 0.5, "{later}");
+    }
+
+    #[test]
+    fn an_estimate_is_old_after_ten_times_what_it_says() {
+        for (sample, old) in [(2, 1_000), (99, 1_000), (200, 2_000), (499, 4_990), (2_000, 5_000)] {
+            let ewma = PeakEwma::unknown();
+            ewma.observe(0, Duration::from_millis(sample), DECAY);
+            // A tick is about a millisecond.
+            assert!(!ewma.is_old((old - 10) * MILLISECOND), "{sample} ms");
+            assert!(ewma.is_old((old + 10) * MILLISECOND), "{sample} ms");
+        }
+        let ewma = PeakEwma::unknown();
+        ewma.observe(10 * MILLISECOND, Duration::MAX, DECAY);
+        assert!(!ewma.is_old(0) && ewma.is_old(6_000 * MILLISECOND));
     }
 
     #[test]

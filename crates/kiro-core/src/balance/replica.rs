@@ -136,6 +136,11 @@ impl Replica {
         self.latency.read(nanos, self.decay(nanos))
     }
 
+    /// Whether nobody is on his way there, and what is known of it is old.
+    pub(super) fn is_unheard_of(&self, now: Instant) -> bool {
+        self.in_flight() == 0 && self.latency.is_old(self.nanos(now))
+    }
+
     pub(super) fn join(&self, census: &mut Counting<'_>, now: Instant, warm: bool) {
         // Whoever answers at this address now may be another container.
         self.latency.reset(self.nanos(now), None);
@@ -165,16 +170,24 @@ pub struct InFlight {
     replica: Arc<Replica>,
     since: Instant,
     began: Began,
+    explores: bool,
 }
 
 impl InFlight {
     fn new(replica: &Arc<Replica>, now: Instant, began: Began) -> Self {
         replica.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { replica: Arc::clone(replica), since: now, began }
+        Self { replica: Arc::clone(replica), since: now, began, explores: false }
     }
 
     pub(super) fn begin(replica: &Arc<Replica>, now: Instant) -> Self {
         Self::new(replica, now, replica.outlier.begin())
+    }
+
+    /// One that asks whether what is known of the replica still holds.
+    pub(super) fn exploring(replica: &Arc<Replica>, now: Instant) -> Self {
+        let mut flight = Self::begin(replica, now);
+        flight.explores = true;
+        flight
     }
 
     /// A trial, if the replica is out and due for one.
@@ -210,12 +223,17 @@ impl InFlight {
     /// The response's head is here, or there will be none. What is returned is worth a line in the log.
     #[must_use = "an event is worth a line in the log"]
     pub fn end(mut self, now: Instant, outcome: Outcome) -> Option<Event> {
-        let Self { replica, since, began } = &mut self;
+        let Self { replica, since, began, explores } = &mut self;
         let (nanos, settings) = (replica.nanos(now), &replica.settings);
         let (took, decay) = (now.saturating_duration_since(*since), replica.decay(nanos));
         let change = match outcome {
             Outcome::Success => {
-                replica.latency.observe(nanos, took, decay);
+                if *explores {
+                    // It was asked since what was known of it is old.
+                    replica.latency.reset(nanos, Some(took));
+                } else {
+                    replica.latency.observe(nanos, took, decay);
+                }
                 replica.outlier.answered(*began, true, nanos, settings)
             }
             Outcome::Rejected => {
